@@ -1,0 +1,1 @@
+"""Key-value stores: the record of everything. One module a technology."""

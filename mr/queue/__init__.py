@@ -1,0 +1,1 @@
+"""Message queues: they wake workers. One module a technology."""
