@@ -1,0 +1,1 @@
+"""Handlers: header, compiler, sync, scope, processors, and the runner processes that run them."""

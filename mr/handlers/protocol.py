@@ -1,0 +1,97 @@
+"""What a worker and its runners say to each other: msgpack frames over a socket pair.
+
+A frame is a 4-byte big-endian length and that many bytes of one message of the unions below. Pairs travel as JSON
+text, ``[[key, value], …]``, so that a worker can pass them on without reading them. The runner is not trusted:
+whatever does not decode costs it its life.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from mr.model.entities import Handler
+
+
+class _Frame(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=True):
+    """Base of all frames."""
+
+
+# --- worker to runner ------------------------------------------------------------------------------------------
+
+
+class Task(_Frame):
+    """Run one handler. Its input follows as ``Input`` frames; the last one says so.
+
+    ``handler`` or ``combiner`` are None when the runner has their version already (see ``handler_version``).
+    ``session`` is JSON text of an object, for reducers. ``partitions`` > 1 makes a reducer see only the keys of its
+    ``partition``. Limits are per task: ``wall_s`` seconds, ``memory_bytes`` of address space, ``cpu_s`` seconds.
+    """
+
+    task_id: int
+    kind: str
+    """``map`` or ``reduce``."""
+    handler_name: str
+    handler_version: str
+    handler: Handler | None
+    combiner_version: str = ""
+    combiner: Handler | None = None
+    workflow_name: str
+    request_id: str
+    invocation_id: str
+    attempt: int = 1
+    session: bytes = b"{}"
+    partition: int = 0
+    partitions: int = 1
+    wall_s: float = 0.0
+
+
+class Input(_Frame):
+    """Some input pairs, each item JSON text of a list of pairs. A mapper's arguments, or what a reducer reduces."""
+
+    items: list[bytes]
+    last: bool
+
+
+# --- runner to worker ------------------------------------------------------------------------------------------
+
+
+class Direction(_Frame):
+    """The mapper's first yield. ``step_name`` is where it maps to; empty: it returns."""
+
+    step_name: str
+
+
+class Children(_Frame):
+    """Pairs that a mapping mapper yielded, each item JSON text of one ``[key, value]``."""
+
+    pairs: list[bytes]
+
+
+class Output(_Frame):
+    """Reduced or combined pairs: JSON text of a list of pairs, a piece of the whole, in order."""
+
+    pairs: bytes
+    count: int
+
+
+class Finished(_Frame):
+    """The handler came to its end. ``session`` is what it set, JSON text of an object."""
+
+    session: bytes
+    stdout: str
+    stderr: str
+
+
+class Failed(_Frame):
+    """The handler raised, or was ended. The worker makes this one itself when the runner cannot."""
+
+    exception_type: str
+    exception_message: str
+    traceback: str
+    stdout: str
+    stderr: str
+    fatal: bool = False
+    """The runner is of no use any more."""
+
+
+Event = Direction | Children | Output | Finished | Failed

@@ -1,0 +1,1 @@
+"""Entities, manifests and collections, on kv.base."""
