@@ -1,0 +1,144 @@
+"""Where everything is in the store. Hierarchical keys, ``<kind>/<workflow>/<request_id>/…`` below the entities."""
+
+from __future__ import annotations
+
+
+def workflow(name: str) -> str:
+    return f"entities/workflow/{name}"
+
+
+def job(workflow_name: str, name: str) -> str:
+    return f"entities/job/{workflow_name}/{name}"
+
+
+def step(workflow_name: str, name: str) -> str:
+    return f"entities/step/{workflow_name}/{name}"
+
+
+def handler(workflow_name: str, name: str) -> str:
+    return f"entities/handler/{workflow_name}/{name}"
+
+
+REQUESTS = "entities/request/"
+"""Prefix of all requests."""
+
+
+def requests(workflow_name: str) -> str:
+    """Prefix of a workflow's requests."""
+    return f"{REQUESTS}{workflow_name}/"
+
+
+def request(workflow_name: str, request_id: str) -> str:
+    return f"{REQUESTS}{workflow_name}/{request_id}"
+
+
+def invocation(workflow_name: str, request_id: str, invocation_id: str) -> str:
+    return f"entities/invocation/{workflow_name}/{request_id}/{invocation_id}"
+
+
+CURRENT = "current/"
+"""Prefix of the keys that name each workflow's current manifest: the one key that a sync flips."""
+
+
+def current(workflow_name: str) -> str:
+    return f"{CURRENT}{workflow_name}"
+
+
+def manifest(workflow_name: str, version: str) -> str:
+    return f"manifest/{workflow_name}/{version}"
+
+
+def source(workflow_name: str, version: str) -> str:
+    """A handler by the version of its source, for the manifests that name it."""
+    return f"source/{workflow_name}/{version}"
+
+
+LIVE = "live/"
+
+
+def live(workflow_name: str, request_id: str) -> str:
+    """Exists while the request runs; its creation revision tells one run from the next."""
+    return f"{LIVE}{workflow_name}/{request_id}"
+
+
+def own(workflow_name: str, request_id: str, invocation_id: str) -> str:
+    """Exists, under the worker's lease, while somebody runs the invocation."""
+    return f"own/{workflow_name}/{request_id}/{invocation_id}"
+
+
+def seal(workflow_name: str, request_id: str, invocation_id: str) -> str:
+    """The children that count: those of the one mapper attempt that won."""
+    return f"seal/{workflow_name}/{request_id}/{invocation_id}"
+
+
+def chunk(workflow_name: str, request_id: str, invocation_id: str, nonce: str, number: int) -> str:
+    """Arguments of a run of children, under the nonce of the attempt that yielded them."""
+    return f"chunk/{workflow_name}/{request_id}/{invocation_id}/{nonce}/{number}"
+
+
+def count(workflow_name: str, request_id: str, parent_id: str, epoch: int, shard: int) -> str:
+    """Its version is the number of children of that shard that ended."""
+    return f"count/{workflow_name}/{request_id}/{parent_id}/{epoch}/{shard}"
+
+
+def failed(workflow_name: str, request_id: str, parent_id: str, epoch: int, shard: int) -> str:
+    """Its version is the number of children of that shard that failed and were tolerated."""
+    return f"failed/{workflow_name}/{request_id}/{parent_id}/{epoch}/{shard}"
+
+
+def done(workflow_name: str, request_id: str, invocation_id: str) -> str:
+    """How an invocation ended, and where its output is."""
+    return f"done/{workflow_name}/{request_id}/{invocation_id}"
+
+
+def dataset(workflow_name: str, request_id: str, invocation_id: str, name: str) -> str:
+    """``arguments`` of a root or ``post_combine`` of a mapper that returned."""
+    return f"dataset/{workflow_name}/{request_id}/{invocation_id}/{name}"
+
+
+def session(workflow_name: str, request_id: str, invocation_id: str) -> str:
+    return f"session/{workflow_name}/{request_id}/{invocation_id}"
+
+
+def result(workflow_name: str, request_id: str) -> str:
+    return f"result/{workflow_name}/{request_id}"
+
+
+def expiries(workflow_name: str) -> str:
+    return f"expire/{workflow_name}/"
+
+
+def expire(workflow_name: str, request_id: str) -> str:
+    """Exists from the end of a request until everything of it is removed."""
+    return f"expire/{workflow_name}/{request_id}"
+
+
+def deliveries(workflow_name: str) -> str:
+    return f"delivery/{workflow_name}/"
+
+
+def delivery(workflow_name: str, request_id: str, epoch: int) -> str:
+    """Exists while something of an ended request is still to be delivered."""
+    return f"delivery/{workflow_name}/{request_id}/{epoch}"
+
+
+def idempotencies(workflow_name: str) -> str:
+    return f"idempotency/{workflow_name}/"
+
+
+def idempotency(workflow_name: str, job_name: str, digest: str) -> str:
+    return f"idempotency/{workflow_name}/{job_name}/{digest}"
+
+
+def sweeper(workflow_name: str) -> str:
+    """Held, under a worker's lease, by the one that sweeps the workflow."""
+    return f"sweeper/{workflow_name}"
+
+
+OF_A_REQUEST = ("entities/invocation", "own", "seal", "chunk", "count", "failed", "done", "dataset", "session")
+"""Kinds whose keys go with a request, as ``<kind>/<workflow>/<request_id>/…``."""
+
+
+def of_request(workflow_name: str, request_id: str) -> list[str]:
+    """Prefixes of everything that belongs to a request, apart from single keys."""
+    return [f"{kind}/{workflow_name}/{request_id}/" for kind in OF_A_REQUEST]

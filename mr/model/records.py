@@ -1,0 +1,104 @@
+"""The engine's own records, beside the entities that people read."""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+
+from mr.model.entities import Job, Record, Step, encode
+
+
+class Mark(Record):
+    """A key whose being there, or whose version, is all that it says."""
+
+
+class Expiry(Record):
+    at: float
+
+
+class Owner(Record):
+    nonce: str
+    worker: str
+
+
+class Dataset(Record):
+    """An ordered set of pairs: JSON text of a list inline, or the name of a spilled file.
+
+    A spilled file holds lines, each JSON text of a list of pairs; the set is their concatenation.
+    """
+
+    count: int
+    pairs: msgspec.Raw | None = None
+    file: str | None = None
+    bytes: int = 0
+
+
+class Seal(Record):
+    """Makes the children of one mapper attempt the ones that count.
+
+    ``bounds`` holds the first slot of every chunk, ``tolerated`` how many children may fail. Children are claimed only
+    while it is ``open``.
+    """
+
+    nonce: str
+    step_name: str
+    children: int
+    bounds: list[int]
+    epoch: int
+    tolerated: int
+    open: bool
+
+
+class Done(Record):
+    """How an invocation ended. With ``partitions`` > 1 the output is that of its reduces, in order."""
+
+    ok: bool
+    nonce: str
+    output: Dataset | None = None
+    partitions: int = 1
+
+
+class Session(Record):
+    values: msgspec.Raw
+
+
+class FailedChild(Record):
+    """The newest of a shard's failed children, for the message of a parent that they bring down."""
+
+    invocation_id: str
+    exception_type: str
+    exception_message: str
+
+
+class Idempotency(Record):
+    request_id: str
+    body_digest: str
+    expires_timestamp: float
+
+
+class Current(Record):
+    manifest: str
+
+
+class Manifest(Record):
+    """All jobs, steps and handler versions of a workflow at one moment, named by content."""
+
+    workflow_name: str
+    jobs: dict[str, Job]
+    steps: dict[str, Step]
+    handlers: dict[str, str]
+    """Handler name to version."""
+    capabilities: dict[str, str]
+    """Handler name to the capability that it requires."""
+
+    def version(self) -> str:
+        """The name by content: 128 bits of SHA-256 over the sorted content."""
+        ordered = msgspec.structs.replace(
+            self,
+            jobs=dict(sorted(self.jobs.items())),
+            steps=dict(sorted(self.steps.items())),
+            handlers=dict(sorted(self.handlers.items())),
+            capabilities=dict(sorted(self.capabilities.items())),
+        )
+        return hashlib.sha256(encode(ordered)).hexdigest()[:32]
