@@ -1,0 +1,208 @@
+"""The operations that flows yield, and what they are answered with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import msgspec
+
+from mr.handlers.protocol import Task
+from mr.kv.base import Compare
+from mr.model.entities import Record
+from mr.model.records import Dataset
+
+R = TypeVar("R", bound=Record)
+T = TypeVar("T")
+
+
+class Read(msgspec.Struct, Generic[R], frozen=True):
+    """A record as it was read; where there is none, ``record`` is None and the numbers are 0."""
+
+    key: str
+    record: R | None
+    created: int = 0
+    modified: int = 0
+    version: int = 0
+
+
+class Write(NamedTuple):
+    key: str
+    record: Record
+    lease: int = 0
+
+
+class Change(NamedTuple):
+    """A transaction in terms of records. ``name`` is that of its transition in the protocol's table."""
+
+    name: str
+    compares: tuple[Compare, ...]
+    writes: tuple[Write, ...]
+    deletes: tuple[str, ...] = ()
+    durable: bool = False
+
+
+class Committed(NamedTuple):
+    """The definite end of a change. ``doubtful``: the outcome was unknown at least once, and a refusal may mean that
+    an earlier try of the same change took effect. ``versions`` are the new versions, in the order of the writes."""
+
+    ok: bool
+    revision: int = 0
+    versions: tuple[int, ...] = ()
+    doubtful: bool = False
+
+
+class Wake(NamedTuple):
+    """A message that says: this invocation may have something to do. ``delay`` is in seconds."""
+
+    workflow_name: str
+    request_id: str
+    invocation_id: str
+    direction: str
+    capability: str
+    chunk: int = 0
+    delay: float = 0.0
+
+
+# --- operations ---------------------------------------------------------------------------------------------------
+
+
+class Get(NamedTuple):
+    """Answered with a list of Read, all of one revision for up to 128 keys."""
+
+    wants: tuple[tuple[str, type[Record]], ...]
+
+
+class List(NamedTuple):
+    """Answered with a list of Read in order of key. ``kind`` None reads keys only."""
+
+    prefix: str
+    kind: type[Record] | None
+    after: str = ""
+    limit: int = 500
+
+
+class Commit(NamedTuple):
+    """Answered with Committed, once the outcome is definite."""
+
+    change: Change
+
+
+class Publish(NamedTuple):
+    """Answered with None. The messages may be lost."""
+
+    wakes: tuple[Wake, ...]
+
+
+class LoadManifest(NamedTuple):
+    """Answered with the Manifest of that name."""
+
+    workflow_name: str
+    version: str
+
+
+class Start(NamedTuple):
+    """Hands a task with its input to a runner, once there is one free. Answered with None; ask NextEvent then.
+
+    ``items``: JSON texts of lists of pairs.
+    """
+
+    task: Task
+    handlers: tuple[str, ...]
+    """Versions of the handlers that the task runs: the mapper's and the combiner's, or the reducer's."""
+    items: list[bytes]
+
+
+class NextEvent(NamedTuple):
+    """Answered with the next event of the started task (see mr.handlers.protocol)."""
+
+
+class Stop(NamedTuple):
+    """Ends the started task: nobody wants its outcome any more. Answered with None."""
+
+
+class Spill(NamedTuple):
+    """Appends a piece (JSON text of a list of pairs) to a file of the attempt ``name``. Answered with None."""
+
+    name: str
+    piece: bytes
+
+
+class Settle(NamedTuple):
+    """Makes a spilled file durable and visible under ``name``. Answered with None."""
+
+    name: str
+
+
+class ReadDataset(NamedTuple):
+    """Answered with the pieces of a dataset, a list of JSON texts; None where its file is gone."""
+
+    dataset: Dataset
+
+
+class RemoveFiles(NamedTuple):
+    """Removes the spilled files of a request. Answered with None."""
+
+    workflow_name: str
+    request_id: str
+
+
+class Deliver(NamedTuple):
+    """Delivers what is outstanding for a request. Answered with True once nothing is."""
+
+    workflow_name: str
+    request_id: str
+
+
+Op = (
+    Get
+    | List
+    | Commit
+    | Publish
+    | LoadManifest
+    | Start
+    | NextEvent
+    | Stop
+    | Spill
+    | Settle
+    | ReadDataset
+    | RemoveFiles
+    | Deliver
+)
+
+Flow = Generator[Op, Any, T]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the protocol leaves open. ``window``: how many children of one parent are sent at a time."""
+
+    shards: int = 32
+    window: int = 1000
+    chunk_items: int = 256
+    chunk_bytes: int = 64 * 1024
+    inline_bytes: int = 32 * 1024
+    spill_bytes: int = 1024 * 1024
+    kept_output_chars: int = 16 * 1024
+    page: int = 500
+    max_lost: int = 20
+    max_depth: int = 64
+    backoff_s: float = 0.5
+    max_backoff_s: float = 60.0
+    resend_first_s: float = 10.0
+    resend_last_s: float = 300.0
+
+
+@dataclass(frozen=True)
+class Env:
+    """Where flows get time, chance and identity from. ``jitter`` is uniform over [0, 1)."""
+
+    settings: Settings
+    clock: Callable[[], float]
+    nonce: Callable[[], str]
+    jitter: Callable[[], float]
+    worker: str = ""
+    lease: Callable[[], int] = lambda: 0
+    """The worker's current lease."""
+    capabilities: frozenset[str] = frozenset({"general"})
