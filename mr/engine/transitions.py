@@ -479,6 +479,12 @@ def delivered(delivery: Read[Mark]) -> Change:
     return Change("deliver", (Compare("modified", delivery.key, delivery.modified, "delivery"),), (), (delivery.key,))
 
 
+def reap(idempotency: Read[Idempotency]) -> Change:
+    """An idempotency key does not hold any longer."""
+    compare = Compare("modified", idempotency.key, idempotency.modified, "idempotency")
+    return Change("reap", (compare,), (), (idempotency.key,))
+
+
 def begin_cleanup(request: Read[Request]) -> Change:
     """From here on nobody writes for the request: late writes compare its live key, a redrive its record."""
     assert request.record is not None

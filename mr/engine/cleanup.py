@@ -1,0 +1,45 @@
+"""Removing what belongs to an ended request, after its retention."""
+
+from __future__ import annotations
+
+from mr.engine import transitions as t
+from mr.engine.ops import Commit, Env, Flow, Get, List, Read, RemoveFiles
+from mr.model import keys
+from mr.model.entities import Request
+from mr.model.records import Expiry, Mark
+
+_PAGE = 100
+"""Keys deleted in one transaction; etcd refuses more than 128 operations."""
+
+
+def cleanup(env: Env, workflow: str, request_id: str) -> Flow[bool]:
+    """Removes a request whose retention is over and that has nothing left to deliver; resumes where one was cut short.
+
+    Answers whether it is gone.
+    """
+    request: Read[Request]
+    expiry: Read[Expiry]
+    request, expiry = yield Get(
+        ((keys.request(workflow, request_id), Request), (keys.expire(workflow, request_id), Expiry))
+    )
+    if expiry.record is None:
+        return request.record is None
+    if request.record is not None and request.record.state != "expiring":
+        if not request.record.is_done or expiry.record.at > env.clock():
+            return False
+        outstanding = yield List(f"{keys.deliveries(workflow)}{request_id}/", Mark, limit=1)
+        if outstanding:
+            return False
+        answer = yield Commit(t.begin_cleanup(request))
+        if not answer.ok:
+            return False
+    for prefix in keys.of_request(workflow, request_id):
+        while True:
+            page = yield List(prefix, None, limit=_PAGE)
+            if not page:
+                break
+            yield Commit(t.cleanup_page([read.key for read in page]))
+    yield Commit(t.cleanup_page([keys.result(workflow, request_id)]))
+    yield RemoveFiles(workflow, request_id)
+    yield Commit(t.end_cleanup(workflow, request_id))
+    return True

@@ -1,0 +1,107 @@
+"""Running a reducer over the combined pairs of its map, or over the reduced pairs of its map's children."""
+
+from __future__ import annotations
+
+from mr.engine import transitions as t
+from mr.engine.data import Gathering, file_name, outputs_of, read
+from mr.engine.finish import abandon, clip, fail_or_retry, lost_too_often
+from mr.engine.join import after_child, completion
+from mr.engine.ops import Commit, Env, Flow, Get, NextEvent, Start
+from mr.engine.transitions import Hold
+from mr.handlers.protocol import Failed, Finished, Output, Task
+from mr.model import ids, keys
+from mr.model.records import Dataset, Done, Seal, Session
+
+
+def run_reduce(env: Env, hold: Hold) -> Flow[Hold | None]:
+    """Runs a claimed reduce invocation to the commit of its outcome."""
+    if lost_too_often(env, hold):
+        yield from fail_or_retry(env, hold, None)
+        return None
+    start = yield from _prepare(env, hold)
+    if start is None:
+        # Only a claim that has lost its ground misses what it should reduce.
+        yield from abandon(hold)
+        return None
+    yield start
+    scene = hold.scene
+    reduced = Gathering(env, file_name(scene.workflow, scene.id, hold.id, hold.nonce, "post_reduce"))
+    while True:
+        event = yield NextEvent()
+        if isinstance(event, Output):
+            yield from reduced.add(event.pairs, event.count)
+        elif isinstance(event, Failed):
+            yield from fail_or_retry(env, hold, event)
+            return None
+        elif isinstance(event, Finished):
+            break
+    dataset = yield from reduced.dataset()
+    if hold.map.record is not None and hold.map.record.partitions > 1:
+        yield from _part(env, hold, dataset, event)
+    else:
+        yield from _complete(env, hold, dataset, event)
+    return None
+
+
+def _prepare(env: Env, hold: Hold) -> Flow[Start | None]:
+    scene, record, above = hold.scene, hold.record, hold.map.record
+    assert above is not None
+    map_id = above.invocation_id
+    sealed, combined, session = yield Get(
+        (
+            (scene.seal(map_id), Seal),
+            (keys.dataset(scene.workflow, scene.id, map_id, "post_combine"), Dataset),
+            (keys.session(scene.workflow, scene.id, map_id), Session),
+        )
+    )
+    if sealed.record is not None:
+        children = [ids.child_of(map_id, sealed.record.nonce, slot) for slot in range(sealed.record.children)]
+        items = yield from outputs_of(scene, children, 100)
+    else:
+        items = yield from read(combined.record)
+    if items is None:
+        return None
+    step = scene.step(record)
+    version = scene.manifest.handlers[step.reduce_handler_name]
+    task = Task(
+        task_id=0,
+        kind="reduce",
+        handler_name=step.reduce_handler_name,
+        handler_version=version,
+        handler=None,
+        workflow_name=scene.workflow,
+        request_id=scene.id,
+        invocation_id=hold.id,
+        attempt=record.attempt,
+        session=b"{}" if session.record is None else bytes(session.record.values),
+        partition=ids.partition_of(hold.id),
+        partitions=above.partitions,
+        wall_s=step.timeout_s,
+    )
+    return Start(task, (version,), items)
+
+
+def _part(env: Env, hold: Hold, dataset: Dataset, event: Finished) -> Flow[None]:
+    answer = yield Commit(t.part(hold, dataset, clip(env, event), env.clock()))
+    if not answer.ok:
+        # After a doubtful refusal the part may be there: then the sweep completes.
+        yield from abandon(hold)
+        return
+    yield from completion(env, hold.scene, ids.map_of(hold.id))
+
+
+def _complete(env: Env, hold: Hold, dataset: Dataset, event: Finished) -> Flow[None]:
+    scene, settings = hold.scene, env.settings
+    done = Done(ok=True, nonce=hold.nonce, output=dataset)
+    change = t.complete(
+        scene, hold.map, hold.seal, done, settings.shards, env.clock(), hold=hold, output=clip(env, event)
+    )
+    answer = yield Commit(change)
+    map_id = ids.map_of(hold.id)
+    if not answer.ok:
+        [written] = yield Get(((scene.done(map_id), Done),))
+        if not answer.doubtful or written.record is None or written.record.nonce != hold.nonce:
+            yield from abandon(hold)
+            return
+    if hold.seal is not None and hold.seal.record is not None:
+        yield from after_child(env, scene, map_id, hold.seal.record, answer.versions)

@@ -1,0 +1,255 @@
+"""Carries out the operations of flows against a real store, queue and filesystem.
+
+``Shell`` is the blocking one, for threads and greenlets: front ends and commands. A worker's shell, which also runs
+handlers, builds on the same ``Platform``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from mr.engine import ops
+from mr.errors import CorruptRecord, OutcomeUnknown, QueueUnavailable
+from mr.fs.base import Files, Writer
+from mr.kv.base import Entry, Outcome, Put, Store, Txn, Verdict
+from mr.model import keys
+from mr.model.entities import Record, decode, encode
+from mr.model.records import Dataset, Manifest
+from mr.queue.base import Message, Queue
+
+T = TypeVar("T")
+
+
+def to_txn(change: ops.Change) -> Txn:
+    puts = tuple(Put(write.key, encode(write.record), write.lease) for write in change.writes)
+    return Txn(change.compares, puts, change.deletes, change.durable)
+
+
+def to_message(wake: ops.Wake) -> Message:
+    body = {"request": wake.request_id, "invocation": wake.invocation_id, "chunk": wake.chunk}
+    return Message(topic(wake.workflow_name, wake.direction, wake.capability), json.dumps(body).encode(), wake.delay)
+
+
+def topic(workflow: str, direction: str, capability: str) -> str:
+    return f"mr.{workflow}.{direction}.{capability}"
+
+
+class Body(msgspec.Struct, frozen=True):
+    """What a message says."""
+
+    request: str
+    invocation: str
+    chunk: int = 0
+
+
+def to_read(key: str, kind: type[Record] | None, entry: Entry | None) -> ops.Read[Any]:
+    if entry is None:
+        return ops.Read(key, None)
+    record = None if kind is None else decode(kind, key, entry.value)
+    return ops.Read(key, record, entry.created, entry.modified, entry.version)
+
+
+def settle(outcome: Outcome, doubtful: bool) -> ops.Committed:
+    return ops.Committed(outcome.verdict is Verdict.COMMITTED, outcome.revision, outcome.versions, doubtful)
+
+
+class Platform:
+    """The store, the queue and the files, and what is the same however operations are carried out.
+
+    ``deliver`` is what result writers and notifications hang on: called with workflow and request, it answers True once
+    nothing is outstanding.
+    """
+
+    _CACHED = 256
+
+    def __init__(
+        self, store: Store, queue: Queue, files: Files, deliver: Callable[[str, str], bool] = lambda workflow, request: True
+    ) -> None:
+        self.store, self.queue, self.files = store, queue, files
+        self._deliver = deliver
+        self._manifests: OrderedDict[str, Manifest] = OrderedDict()
+        self._chunks: OrderedDict[str, ops.Read[Any]] = OrderedDict()
+        self._writers: dict[str, Writer] = {}
+
+    def perform(self, op: ops.Op) -> Any:
+        """Carries out any operation but Commit and those of runners.
+
+        :raises StoreUnavailable, FilesUnavailable: nothing was changed.
+        """
+        if isinstance(op, ops.Get):
+            return self.get(op)
+        if isinstance(op, ops.List):
+            entries = self.store.list(op.prefix, after=op.after, limit=op.limit, keys_only=op.kind is None)
+            return [to_read(entry.key, op.kind, entry) for entry in entries]
+        if isinstance(op, ops.Publish):
+            # Nothing is lost with a message: the sweep sends it again.
+            with contextlib.suppress(QueueUnavailable):
+                self.queue.publish([to_message(wake) for wake in op.wakes])
+            return None
+        if isinstance(op, ops.LoadManifest):
+            return self.manifest(op.workflow_name, op.version)
+        if isinstance(op, ops.Deliver):
+            return self._deliver(op.workflow_name, op.request_id)
+        return self._perform_on_files(op)
+
+    def _perform_on_files(self, op: ops.Op) -> Any:
+        if isinstance(op, ops.Spill):
+            writer = self._writers.get(op.name)
+            if writer is None:
+                writer = self._writers[op.name] = self.files.create(op.name)
+            writer.append(op.piece)
+            return None
+        if isinstance(op, ops.Settle):
+            self._writers.pop(op.name).settle()
+            return None
+        if isinstance(op, ops.ReadDataset):
+            return self.read_dataset(op.dataset)
+        if isinstance(op, ops.RemoveFiles):
+            self.files.remove_tree(f"{op.workflow_name}/{op.request_id}")
+            return None
+        raise TypeError(f"not an operation of this shell: {op!r}")
+
+    def discard(self, prefix: str) -> None:
+        """Forgets files in the making whose name starts with ``prefix``."""
+        for name in [name for name in self._writers if name.startswith(prefix)]:
+            self._writers.pop(name).discard()
+
+    def read_dataset(self, dataset: Dataset) -> list[bytes] | None:
+        if dataset.file is None:
+            return [bytes(dataset.pairs or b"[]")]
+        lines = self.files.lines(dataset.file)
+        return None if lines is None else list(lines)
+
+    def get(self, op: ops.Get) -> list[ops.Read[Any]]:
+        if len(op.wants) == 1 and op.wants[0][1] is Dataset:
+            return [self._dataset(op.wants[0][0])]
+        entries = self.store.get([key for key, _ in op.wants])
+        return [to_read(key, kind, entry) for (key, kind), entry in zip(op.wants, entries, strict=True)]
+
+    def _dataset(self, key: str) -> ops.Read[Any]:
+        """Datasets never change once written, and a chunk is read by every one of its children."""
+        found = self._chunks.get(key)
+        if found is not None:
+            return found
+        [entry] = self.store.get([key])
+        read = to_read(key, Dataset, entry)
+        if read.record is not None and key.startswith("chunk/"):
+            self._chunks[key] = read
+            if len(self._chunks) > self._CACHED:
+                self._chunks.popitem(last=False)
+        return read
+
+    def manifest(self, workflow: str, version: str) -> Manifest:
+        """A manifest by its name, from a cache where it was read before.
+
+        :raises CorruptRecord: there is none of that name, though something refers to it.
+        """
+        key = keys.manifest(workflow, version)
+        manifest = self._manifests.get(key)
+        if manifest is None:
+            [entry] = self.store.get([key])
+            if entry is None:
+                raise CorruptRecord(key, "the manifest that a request runs on is missing")
+            manifest = self._manifests[key] = decode(Manifest, key, entry.value)
+            if len(self._manifests) > self._CACHED:
+                self._manifests.popitem(last=False)
+        return manifest
+
+
+class _Waiting:
+    __slots__ = ("error", "outcome", "txn")
+
+    def __init__(self, txn: Txn) -> None:
+        self.txn = txn
+        self.outcome: Outcome | None = None
+        self.error: BaseException | None = None
+
+
+class GroupCommit:
+    """Commits the transactions of concurrent callers together: while one group is on its way the next one gathers.
+
+    The first caller that gets the lock commits for everybody who waits; the others find their outcome when it is their
+    turn. Works among threads, and among greenlets where locks are patched.
+    """
+
+    def __init__(self, store: Store, most: int = 64) -> None:
+        self._store, self._most = store, most
+        self._lock = threading.Lock()
+        self._waiting: list[_Waiting] = []
+
+    def commit(self, txn: Txn) -> Outcome:
+        mine = _Waiting(txn)
+        self._waiting.append(mine)
+        with self._lock:
+            while mine.outcome is None and mine.error is None:
+                group, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+                self._carry_out(group)
+        if mine.error is not None:
+            raise mine.error
+        assert mine.outcome is not None
+        return mine.outcome
+
+    def _carry_out(self, group: Sequence[_Waiting]) -> None:
+        try:
+            outcomes = self._store.commit([waiting.txn for waiting in group])
+        except Exception as error:
+            if len(group) == 1:
+                group[0].error = error
+                return
+            # One of them may be to blame for all: each gets its own answer.
+            for waiting in group:
+                self._carry_out([waiting])
+            return
+        for waiting, outcome in zip(group, outcomes, strict=True):
+            waiting.outcome = outcome
+
+
+class Shell:
+    """Runs flows to their end, blocking. ``patience`` seconds an unknown outcome is repeated before it is given up."""
+
+    def __init__(self, platform: Platform, patience: float = 5.0) -> None:
+        self.platform = platform
+        self._patience = patience
+        self._group = GroupCommit(platform.store)
+
+    def run(self, flow: ops.Flow[T], request_id: str | None = None) -> T:
+        """The flow's answer.
+
+        :raises StoreUnavailable: the store refused; nothing was changed.
+        :raises OutcomeUnknown: it never said; ``request_id`` is handed on.
+        """
+        answer: Any = None
+        try:
+            while True:
+                op = flow.send(answer)
+                try:
+                    answer = self._commit(op.change, request_id) if isinstance(op, ops.Commit) else self.platform.perform(op)
+                except Exception as error:
+                    op = flow.throw(error)
+                    answer = self._commit(op.change, request_id) if isinstance(op, ops.Commit) else self.platform.perform(op)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+    def _commit(self, change: ops.Change, request_id: str | None) -> ops.Committed:
+        txn = to_txn(change)
+        deadline = time.monotonic() + self._patience
+        pause, doubtful = 0.01, False
+        while True:
+            outcome = self._group.commit(txn)
+            if outcome.verdict is not Verdict.UNKNOWN:
+                return settle(outcome, doubtful)
+            doubtful = True
+            if time.monotonic() > deadline:
+                message = "The store did not say whether the change was made. Ask for the request before sending it again."
+                raise OutcomeUnknown(message, request_id)
+            time.sleep(pause)
+            pause = min(0.5, 2 * pause)

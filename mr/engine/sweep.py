@@ -1,0 +1,199 @@
+"""The sweep: what no message will wake any more is found and sent again, and what was left undone is done.
+
+It pages through the requests that run, never through those that have ended, and forgets nothing but its own pace: a
+new sweeper begins with an empty memory and loses only time by it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from mr.engine import transitions as t
+from mr.engine.cleanup import cleanup
+from mr.engine.join import completion, release, wake
+from mr.engine.ops import Commit, Deliver, Env, Flow, Get, List, LoadManifest, Publish, Read, Wake
+from mr.engine.transitions import Scene
+from mr.model import ids, keys
+from mr.model.entities import Invocation, Record, Request
+from mr.model.records import Expiry, Idempotency, Mark, Owner, Seal
+
+_ENDED = ("done", "failed")
+
+
+class _Pace:
+    """When an invocation that nobody runs is sent again: after a first pause, then after doubling ones."""
+
+    __slots__ = ("due", "pause", "seen")
+
+    def __init__(self, now: float, first: float) -> None:
+        self.seen = now
+        self.due = now + first
+        self.pause = first
+
+
+@dataclass
+class Memory:
+    """What one sweeper of one workflow remembers between its rounds."""
+
+    paces: dict[str, _Pace] = field(default_factory=dict)
+    walks: dict[str, float] = field(default_factory=dict)
+    """When the children of a waiting parent are looked at next."""
+    ended: dict[str, int] = field(default_factory=dict)
+    """How many of a parent's children, from the first on, are known to have ended."""
+    next_expiry: float = 0.0
+    next_reaping: float = 0.0
+
+    def hurry(self, now: float) -> None:
+        """The queue was lost and found: whatever is not run was perhaps lost with it."""
+        for pace in self.paces.values():
+            pace.due = now
+        self.walks.clear()
+
+    def forget(self, running: set[str]) -> None:
+        """Drops what belongs to requests that do not run any more."""
+        self.paces = {key: pace for key, pace in self.paces.items() if ids.request_of(key) in running}
+        self.walks = {key: due for key, due in self.walks.items() if ids.request_of(key) in running}
+        self.ended = {key: slots for key, slots in self.ended.items() if ids.request_of(key) in running}
+
+
+class Sweep:
+    """One round over one workflow. ``has_room``: workers wait for messages, so that none can be on its way."""
+
+    def __init__(self, env: Env, workflow: str, memory: Memory, has_room: bool) -> None:
+        self._env, self._workflow, self._memory, self._has_room = env, workflow, memory, has_room
+        self._wakes: list[Wake] = []
+
+    def run(self) -> Flow[None]:
+        running: set[str] = set()
+        after = ""
+        prefix = f"{keys.LIVE}{self._workflow}/"
+        while True:
+            page = yield List(prefix, None, after, self._env.settings.page)
+            for live in page:
+                request_id = live.key.removeprefix(prefix)
+                running.add(request_id)
+                yield from self._request(request_id)
+            if len(page) < self._env.settings.page:
+                break
+            after = page[-1].key
+        self._memory.forget(running)
+        yield from self._ended_requests()
+
+    # --- running requests -----------------------------------------------------------------------------------------
+
+    def _request(self, request_id: str) -> Flow[None]:
+        workflow = self._workflow
+        live, request = yield Get(
+            ((keys.live(workflow, request_id), Mark), (keys.request(workflow, request_id), Request))
+        )
+        if live.record is None or request.record is None:
+            return
+        manifest = yield LoadManifest(workflow, request.record.manifest)
+        scene = Scene(request.record, live.created, manifest)
+        job = manifest.jobs[request.record.job_name]
+        pending = yield from self._look(scene, [request.record.invocation_id], job.initial_step_name)
+        while pending:
+            record = pending.pop()
+            if record.state == "waiting":
+                yield from release(self._env, scene, record.invocation_id, record.epoch)
+                pending += yield from self._children(scene, record)
+            else:
+                yield from self._reduces(scene, record)
+        if self._wakes:
+            yield Publish(tuple(self._wakes))
+            self._wakes = []
+
+    def _look(self, scene: Scene, invocation_ids: list[str], step_name: str) -> Flow[list[Invocation]]:
+        """Sends again what can run and is not run; answers those map invocations that are past their mapper."""
+        pending: list[Invocation] = []
+        wants: list[tuple[str, type[Record]]] = []
+        for invocation_id in invocation_ids:
+            wants += [(scene.key(invocation_id), Invocation), (scene.own(invocation_id), Owner)]
+        reads = yield Get(tuple(wants))
+        for position, invocation_id in enumerate(invocation_ids):
+            record: Invocation | None = reads[2 * position].record
+            is_owned = reads[2 * position + 1].record is not None
+            if record is not None and record.state in ("waiting", "reducing"):
+                pending.append(record)
+            elif is_owned or (record is not None and record.state in _ENDED):
+                self._memory.paces.pop(invocation_id, None)
+            else:
+                self._resend(scene, step_name, invocation_id, record)
+        return pending
+
+    def _resend(self, scene: Scene, step_name: str, invocation_id: str, record: Invocation | None) -> None:
+        settings, now = self._env.settings, self._env.clock()
+        if record is not None and record.retry_timestamp > now:
+            return
+        # Somebody ran it and is gone: its message was taken and is not coming back by itself.
+        is_orphan = record is not None and record.state == "running"
+        pace = self._memory.paces.get(invocation_id)
+        if pace is None:
+            first = 0.0 if is_orphan else settings.resend_first_s
+            pace = self._memory.paces[invocation_id] = _Pace(now, first)
+        # Where all workers are busy its message may just be waiting its turn; but not for ever.
+        is_patient = not self._has_room and not is_orphan and now - pace.seen < settings.resend_last_s
+        if now < pace.due or is_patient:
+            return
+        pace.pause = min(settings.resend_last_s, max(2 * pace.pause, settings.resend_first_s))
+        pace.due = now + pace.pause
+        self._wakes.append(wake(scene, step_name, invocation_id))
+
+    def _children(self, scene: Scene, parent: Invocation) -> Flow[list[Invocation]]:
+        """Looks at the first window of children that have not ended. Wide parents are looked at less often."""
+        memory, now = self._memory, self._env.clock()
+        parent_id = parent.invocation_id
+        [read] = yield Get(((scene.seal(parent_id), Seal),))
+        sealed = read.record
+        if sealed is None or not sealed.open or memory.walks.get(parent_id, 0.0) > now:
+            return []
+        memory.walks[parent_id] = now + min(self._env.settings.resend_first_s, sealed.children / 500)
+        pending: list[Invocation] = []
+        unfinished, first, are_ended = 0, memory.ended.get(parent_id, 0), True
+        for start in range(first, sealed.children, 50):
+            slots = range(start, min(start + 50, sealed.children))
+            children = [ids.child_of(parent_id, sealed.nonce, slot) for slot in slots]
+            reads = yield Get(tuple((scene.done(child), Mark) for child in children))
+            open_ones = [child for child, done in zip(children, reads, strict=True) if done.record is None]
+            unfinished += len(open_ones)
+            are_ended = are_ended and not open_ones
+            if are_ended and sealed.epoch == 0:
+                memory.ended[parent_id] = slots.stop
+            if open_ones:
+                pending += yield from self._look(scene, open_ones, sealed.step_name)
+            if unfinished >= self._env.settings.window:
+                break
+        return pending
+
+    def _reduces(self, scene: Scene, record: Invocation) -> Flow[None]:
+        reduces = [ids.reduce_of(record.invocation_id, j) for j in range(record.partitions)]
+        yield from self._look(scene, reduces, record.step_name)
+        yield from completion(self._env, scene, record.invocation_id)
+
+    # --- ended requests ---------------------------------------------------------------------------------------------
+
+    def _ended_requests(self) -> Flow[None]:
+        env, memory, now = self._env, self._memory, self._env.clock()
+        for delivery in (yield List(keys.deliveries(self._workflow), Mark)):
+            request_id = delivery.key.split("/")[2]
+            if (yield Deliver(self._workflow, request_id)):
+                yield Commit(t.delivered(delivery))
+        if now >= memory.next_expiry:
+            memory.next_expiry = now + min(10.0, env.settings.resend_first_s)
+            for read in (yield from self._all(keys.expiries(self._workflow), Expiry)):
+                if read.record.at <= now:
+                    yield from cleanup(env, self._workflow, read.key.rpartition("/")[2])
+        if now >= memory.next_reaping:
+            memory.next_reaping = now + env.settings.resend_last_s
+            for read in (yield from self._all(keys.idempotencies(self._workflow), Idempotency)):
+                if read.record.expires_timestamp <= now:
+                    yield Commit(t.reap(read))
+
+    def _all(self, prefix: str, kind: type[Record]) -> Flow[list[Read[Any]]]:
+        found: list[Read[Any]] = []
+        page = yield List(prefix, kind, "", self._env.settings.page)
+        while page:
+            found += page
+            page = yield List(prefix, kind, page[-1].key, self._env.settings.page)
+        return found

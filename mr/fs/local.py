@@ -1,0 +1,78 @@
+"""A directory of this machine as the shared filesystem."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from mr.errors import FilesUnavailable
+from mr.fs.base import Files, Writer
+
+
+class _LocalWriter(Writer):
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._temporary.open("wb")
+        except OSError as error:
+            raise FilesUnavailable(f"{path} cannot be written: {error}") from error
+
+    def append(self, line: bytes) -> None:
+        try:
+            self._file.write(line)
+            self._file.write(b"\n")
+        except OSError as error:
+            raise FilesUnavailable(f"{self._path} cannot be written: {error}") from error
+
+    def settle(self) -> None:
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._temporary.replace(self._path)
+        except OSError as error:
+            raise FilesUnavailable(f"{self._path} cannot be written: {error}") from error
+
+    def discard(self) -> None:
+        self._file.close()
+        with contextlib.suppress(OSError):
+            self._temporary.unlink(missing_ok=True)
+
+
+class LocalFiles(Files):
+    """``root`` is made when the first file is written."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def create(self, name: str) -> Writer:
+        return _LocalWriter(self._root / name)
+
+    def lines(self, name: str) -> Iterator[bytes] | None:
+        try:
+            file = (self._root / name).open("rb")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise FilesUnavailable(f"{self._root / name} cannot be read: {error}") from error
+
+        def read() -> Iterator[bytes]:
+            with file:
+                for line in file:
+                    yield line.rstrip(b"\n")
+
+        return read()
+
+    def remove_tree(self, name: str) -> None:
+        try:
+            shutil.rmtree(self._root / name)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise FilesUnavailable(f"{self._root / name} cannot be removed: {error}") from error
