@@ -1,0 +1,3 @@
+def reducer(results):
+    for word, counts in results:
+        yield word, sum(counts)
