@@ -194,7 +194,8 @@ def demonstrate(keep: bool) -> int:
     console.print("Starting JobX on a temporary directory …")
     with platform() as running:
         console.print(f"JobX is ready at {running.url}, {time.monotonic() - begun:.1f} s after the start.")
-        console.print(f"\n$ curl -d '{{\"arguments\": {{}}}}' {running.url}/job/{WORKFLOW}/{JOB}", markup=False, soft_wrap=True)
+        command = f"curl -d '{{\"arguments\": {{}}}}' {running.url}/job/{WORKFLOW}/{JOB}"
+        console.print(f"\n$ {command}", markup=False, soft_wrap=True)
         asked = time.monotonic()
         pairs, request_id = post(running.url)
         took = time.monotonic() - asked
