@@ -19,7 +19,7 @@ class _Frame(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=Tru
 # --- worker to runner ------------------------------------------------------------------------------------------
 
 
-class Task(_Frame):
+class Task(_Frame, frozen=True, kw_only=True, tag=True, array_like=True):
     """Run one handler. Its input follows as ``Input`` frames; the last one says so.
 
     ``handler`` or ``combiner`` are None when the runner has their version already (see ``handler_version``).
@@ -45,7 +45,7 @@ class Task(_Frame):
     wall_s: float = 0.0
 
 
-class Input(_Frame):
+class Input(_Frame, frozen=True):
     """Some input pairs, each item JSON text of a list of pairs. A mapper's arguments, or what a reducer reduces."""
 
     items: list[bytes]
@@ -55,34 +55,37 @@ class Input(_Frame):
 # --- runner to worker ------------------------------------------------------------------------------------------
 
 
-class Direction(_Frame):
+class Direction(_Frame, frozen=True):
     """The mapper's first yield. ``step_name`` is where it maps to; empty: it returns."""
 
     step_name: str
 
 
-class Children(_Frame):
+class Children(_Frame, frozen=True):
     """Pairs that a mapping mapper yielded, each item JSON text of one ``[key, value]``."""
 
     pairs: list[bytes]
 
 
-class Output(_Frame):
+class Output(_Frame, frozen=True):
     """Reduced or combined pairs: JSON text of a list of pairs, a piece of the whole, in order."""
 
     pairs: bytes
     count: int
 
 
-class Finished(_Frame):
+class Finished(_Frame, frozen=True):
     """The handler came to its end. ``session`` is what it set, JSON text of an object."""
 
     session: bytes
     stdout: str
     stderr: str
+    fatal: bool = False
+    """The runner is of no use any more: the handler left something behind that cannot be undone."""
+    task_id: int = 0
 
 
-class Failed(_Frame):
+class Failed(_Frame, frozen=True):
     """The handler raised, or was ended. The worker makes this one itself when the runner cannot."""
 
     exception_type: str
@@ -92,6 +95,7 @@ class Failed(_Frame):
     stderr: str
     fatal: bool = False
     """The runner is of no use any more."""
+    task_id: int = 0
 
 
 Event = Direction | Children | Output | Finished | Failed

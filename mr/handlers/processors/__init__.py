@@ -1,0 +1,1 @@
+"""What runs handler source: one module a language."""

@@ -1,0 +1,514 @@
+"""A runner: a process that runs one handler after another for its worker.
+
+It is forked by the zygote (see :mod:`mr.handlers.zygote`), speaks :mod:`mr.handlers.protocol` on a socket, and prints
+to two pipes that the worker reads. Between two tasks it puts back what a handler may have changed in the process; where
+it cannot, it says that it is of no use any more.
+"""
+
+from __future__ import annotations
+
+import _thread
+import gc
+import io
+import math
+import os
+import resource
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from mr.handlers.compiler import MAX_PAIR_BYTES, Context, HandlerContractError, Output, Session, brief, compile_handler
+from mr.handlers.processors.base import Program
+from mr.handlers.protocol import Children, Direction, Failed, Finished, Input, Task
+from mr.handlers.protocol import Output as OutputFrame
+from mr.handlers.scope import ScopeFactory, load_scope_factory, standard_scope
+from mr.handlers.system import children, descendants, kill
+from mr.handlers.tracebacks import handler_traceback, shortened
+from mr.model import pairs
+from mr.model.entities import Handler
+
+PIECE_BYTES = 64 * 1024
+PIECE_PAIRS = 256
+CACHED_HANDLERS = 64
+"""How many handler versions a runner keeps, oldest out first. Its pool counts along."""
+
+MAX_MESSAGE_CHARACTERS = 16 * 1024
+CANCEL_SIGNAL = signal.SIGUSR1
+
+_UNCHANGING = (str, int, float, type(None))
+
+
+class RunnerSettings(msgspec.Struct, frozen=True):
+    """What a runner is started with. Limits of 0 are none."""
+
+    memory_bytes: int
+    cpu_s: float
+    open_files: int
+    scope_factory: str | None
+
+
+class Channel:
+    """The runner's end of the socket."""
+
+    def __init__(self, fd: int) -> None:
+        self._socket = socket.socket(fileno=fd)
+        self._owner = os.getpid()
+        self._received = bytearray()
+        self._frames: list[bytes] = []
+        self._size = 0
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(Task | Input)
+
+    def receive(self) -> Task | Input:
+        """:raises EOFError: the worker is gone."""
+        self._fill(4)
+        size = int.from_bytes(self._received[:4], "big")
+        self._fill(4 + size)
+        frame: Task | Input = self._decoder.decode(memoryview(self._received)[4 : 4 + size])
+        if len(self._received) == 4 + size:
+            self._received = bytearray()
+        else:
+            self._received = self._received[4 + size :]
+        return frame
+
+    def _fill(self, size: int) -> None:
+        while len(self._received) < size:
+            data = self._socket.recv(max(PIECE_BYTES, min(size - len(self._received), 1 << 20)))
+            if not data:
+                raise EOFError
+            self._received += data
+
+    def put(self, frame: Direction | Children | OutputFrame | Finished | Failed) -> None:
+        """Send a frame with the next flush; there is one once they are large."""
+        body = self._encoder.encode(frame)
+        self._frames += (len(body).to_bytes(4, "big"), body)
+        self._size += len(body)
+        if self._size >= PIECE_BYTES:
+            self.flush()
+
+    def leave_if_forked(self) -> None:
+        """End a child that a handler forked and that came back from it."""
+        if os.getpid() != self._owner:
+            os._exit(0)
+
+    def flush(self) -> None:
+        self.leave_if_forked()
+        frames, self._frames, self._size = self._frames, [], 0
+        try:
+            self._socket.sendall(b"".join(frames))
+        except OSError:
+            os._exit(1)
+
+    def drop(self) -> None:
+        """Forget what was put and not yet sent."""
+        self._frames, self._size = [], 0
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the socket."""
+        self._socket.close()
+
+
+class Runner:
+    def __init__(self, channel: Channel, settings: RunnerSettings) -> None:
+        self._channel = channel
+        self._settings = settings
+        self._handlers: dict[str, Handler] = {}
+        self._programs: dict[str, Program] = {}
+        self._standard = standard_scope()
+        self._factory: ScopeFactory | None = None
+        self._is_cancelled = False
+        signal.signal(CANCEL_SIGNAL, self._cancel)
+        os.register_at_fork(after_in_child=channel.abandon)
+        self._house = Household(settings)
+
+    def serve(self) -> None:
+        """Run tasks until the worker is gone."""
+        while True:
+            try:
+                task = self._channel.receive()
+            except EOFError:
+                return
+            assert isinstance(task, Task)
+            self._serve_one(task)
+
+    def _serve_one(self, task: Task) -> None:
+        self._is_cancelled = False
+        self._house.open(task)
+        failure: Failed | None = None
+        session = Session(b"", False)
+        try:
+            try:
+                items = self._items()
+                session = Session(task.session, task.kind == "map")
+                self._remember(task)
+                if task.kind == "map":
+                    self._map(task, items, session)
+                else:
+                    self._reduce(task, items, session)
+            except MemoryError as error:
+                self._house.give_room()
+                failure = self._out_of_memory(task, error)
+            except EOFError:
+                raise
+            except BaseException as error:
+                failure = _failed(task, error)
+            session_text = session.text() if task.kind == "map" and failure is None else b"{}"
+            if len(session_text) > MAX_PAIR_BYTES:
+                what = f"The session has {len(session_text)} bytes as JSON; at most {MAX_PAIR_BYTES} are allowed."
+                program = self._programs[task.handler_version]
+                failure = _failed(task, HandlerContractError(program.path, program.line, program.name, what))
+        except EOFError:
+            os._exit(0)
+        self._channel.leave_if_forked()
+        is_clean = self._house.tidy()
+        if failure is None:
+            self._channel.put(
+                Finished(session=session_text, stdout="", stderr="", fatal=not is_clean, task_id=task.task_id)
+            )
+        else:
+            self._channel.drop()
+            self._channel.put(failure if is_clean else msgspec.structs.replace(failure, fatal=True))
+        self._channel.flush()
+        self._house.idle()
+
+    def _items(self) -> list[bytes]:
+        items: list[bytes] = []
+        while True:
+            frame = self._channel.receive()
+            assert isinstance(frame, Input)
+            items += frame.items
+            if frame.last:
+                return items
+
+    def _out_of_memory(self, task: Task, error: MemoryError) -> Failed:
+        told = handler_traceback(error)
+        limit = self._settings.memory_bytes
+        error.__traceback__ = None
+        message = f"The handler needed more than its {limit} bytes of memory."
+        return Failed(
+            exception_type="HandlerOutOfMemory",
+            exception_message=message,
+            traceback=told,
+            stdout="",
+            stderr="",
+            fatal=True,
+            task_id=task.task_id,
+        )
+
+    # --- handlers --------------------------------------------------------------------------------------------
+
+    def _remember(self, task: Task) -> None:
+        for version, handler in ((task.handler_version, task.handler), (task.combiner_version, task.combiner)):
+            if handler is not None:
+                self._handlers[version] = handler
+                if len(self._handlers) > CACHED_HANDLERS:
+                    oldest = next(iter(self._handlers))
+                    del self._handlers[oldest]
+                    self._programs.pop(oldest, None)
+
+    def _program(self, version: str) -> tuple[Handler, Program]:
+        handler = self._handlers[version]
+        program = self._programs.get(version)
+        if program is None:
+            program = self._programs[version] = compile_handler(handler)
+        return handler, program
+
+    def _start(self, task: Task, version: str, session: Session, items: Any) -> Output:
+        """Begin running a handler over an iterable."""
+        handler, program = self._program(version)
+        context = Context(task, handler.handler_name, session, lambda: self._is_cancelled)
+        scope = {**self._standard, **context.scope(), **self._added(task, handler)}
+        is_lazy = bool(handler.argument_spec) and handler.argument_spec[0].type == "iterator"
+        return Output(program, scope, iter(items) if is_lazy else list(items))
+
+    def _added(self, task: Task, handler: Handler) -> dict[str, Any]:
+        if self._settings.scope_factory is None:
+            return {}
+        if self._factory is None:
+            self._factory = load_scope_factory(self._settings.scope_factory)()
+        return dict(self._factory.get_scope(task.workflow_name, handler.handler_name))
+
+    def _map(self, task: Task, items: list[bytes], session: Session) -> None:
+        output = self._start(task, task.handler_version, session, _arguments(items))
+        try:
+            step_name = output.direction()
+            if step_name is not None:
+                self._channel.put(Direction(step_name=step_name))
+                self._put_children(output)
+                return
+            self._channel.put(Direction(step_name=""))
+            if task.combiner_version:
+                self._combine(task, output, session)
+            else:
+                self._put_output(_grouped(output))
+        except HandlerContractError:
+            output.close()
+            raise
+
+    def _combine(self, task: Task, output: Output, session: Session) -> None:
+        groups: pairs.Groups[Any] = pairs.Groups()
+        for key, value in output.pairs():
+            try:
+                # A value that can be changed is kept as it was when it was yielded.
+                text = pairs.value_text(value)
+                groups.add(key, value if isinstance(value, _UNCHANGING) else pairs.parse_json(text))
+            except pairs.InvalidPair as error:
+                raise output.error(str(error)) from None
+        self._apply(task, task.combiner_version, session, groups)
+
+    def _reduce(self, task: Task, items: list[bytes], session: Session) -> None:
+        groups: pairs.Groups[Any] = pairs.Groups(task.partition, task.partitions)
+        for key, value in _arguments(items):
+            groups.add(key, value)
+        self._apply(task, task.handler_version, session, groups)
+
+    def _apply(self, task: Task, version: str, session: Session, groups: pairs.Groups[Any]) -> None:
+        results = ((group.key, group.values) for group in groups.ordered())
+        output = self._start(task, version, session, results)
+        try:
+            self._put_output(f"[{key},{value}]" for key, value in output.texts())
+        except HandlerContractError:
+            output.close()
+            raise
+
+    # --- output ------------------------------------------------------------------------------------------------
+
+    def _put_children(self, output: Output) -> None:
+        piece: list[bytes] = []
+        size = 0
+        for key, value in output.texts():
+            text = f"[{key},{value}]".encode()
+            if piece and (len(piece) == PIECE_PAIRS or size + len(text) > PIECE_BYTES):
+                self._channel.put(Children(pairs=piece))
+                piece, size = [], 0
+            piece.append(text)
+            size += len(text)
+        if piece:
+            self._channel.put(Children(pairs=piece))
+
+    def _put_output(self, texts: Iterator[str]) -> None:
+        piece: list[bytes] = []
+        size = 2
+        for text in texts:
+            encoded = text.encode()
+            if piece and size + len(encoded) + 1 > PIECE_BYTES:
+                self._channel.put(OutputFrame(pairs=b"[%b]" % b",".join(piece), count=len(piece)))
+                piece, size = [], 2
+            piece.append(encoded)
+            size += len(encoded) + 1
+        if piece:
+            self._channel.put(OutputFrame(pairs=b"[%b]" % b",".join(piece), count=len(piece)))
+
+    def _cancel(self, number: int, frame: object) -> None:
+        self._is_cancelled = True
+
+
+def _arguments(items: list[bytes]) -> Iterator[tuple[Any, Any]]:
+    for item in items:
+        yield from pairs.parse_pairs(item)
+
+
+def _grouped(output: Output) -> Iterator[str]:
+    """What the default combiner does: all pairs stay, and stand in the order of groups."""
+    groups: pairs.Groups[str] = pairs.Groups()
+    for key, value in output.pairs():
+        try:
+            groups.add(key, pairs.value_text(value))
+        except pairs.InvalidPair as error:
+            raise output.error(str(error)) from None
+    for group in groups.ordered():
+        for text in group.values:
+            if len(text) > PIECE_BYTES:
+                output.check_size((group.text, text))
+            yield f"[{group.text},{text}]"
+
+
+def _failed(task: Task, error: BaseException) -> Failed:
+    """What to tell of an exception."""
+    told = handler_traceback(error)
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        name = "HandlerExited"
+        message = f"The handler called sys.exit({'' if error.code is None else brief(error.code)}): exit code {code}."
+    else:
+        name = type(error).__name__
+        try:
+            message = str(error)
+        except Exception as failure:
+            message = f"(no message: its __str__ raised {type(failure).__name__})"
+    return Failed(
+        exception_type=_clean(name),
+        exception_message=shortened(_clean(message), MAX_MESSAGE_CHARACTERS),
+        traceback=_clean(told),
+        stdout="",
+        stderr="",
+        task_id=task.task_id,
+    )
+
+
+def _clean(text: str) -> str:
+    """Without halves of surrogate pairs, which no frame can carry."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+class Household:
+    """What of the process a handler can change, and how it was before."""
+
+    def __init__(self, settings: RunnerSettings) -> None:
+        self._settings = settings
+        self._directory = os.getcwd()
+        self._environment = dict(os.environ)
+        self._path = list(sys.path)
+        self._umask = os.umask(0o022)
+        os.umask(self._umask)
+        self._signals = {number: signal.getsignal(number) for number in signal.valid_signals()}
+        self._streams = tuple(_stream(fd) for fd in (1, 2))
+        self._stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, "rb", closefd=False)), encoding="utf-8")
+        self._files = [_identity(fd) for fd in (0, 1, 2)]
+        self._limits: dict[int, tuple[int, int]] = {}
+        self._room = 0
+        if settings.memory_bytes:
+            # The interpreter's own address space is not the handler's fault.
+            self._room = _address_space() + settings.memory_bytes
+        for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_STACK, resource.RLIMIT_DATA):
+            self._limits[kind] = resource.getrlimit(kind)
+        self._set_streams()
+
+    def open(self, task: Task) -> None:
+        """Set the limits that count from now."""
+        if self._room:
+            _set_soft_limit(resource.RLIMIT_AS, self._room)
+        if self._settings.cpu_s:
+            used = resource.getrusage(resource.RUSAGE_SELF)
+            seconds = math.ceil(used.ru_utime + used.ru_stime + self._settings.cpu_s)
+            _set_soft_limit(resource.RLIMIT_CPU, seconds)
+
+    def give_room(self) -> None:
+        """Lift the limit on memory, so that a failure can be told."""
+        _set_soft_limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
+
+    def tidy(self) -> bool:
+        """Put everything back. False: something is left that only a new process gets rid of."""
+        try:
+            return self._tidy()
+        except (OSError, ValueError, MemoryError):
+            return False
+
+    def _tidy(self) -> bool:
+        for stream in {sys.stdout, sys.stderr, *self._streams}:
+            try:
+                stream.flush()
+            except Exception:
+                continue
+        is_clean = end_children() and _thread._count() == 0
+        if any(stream.closed for stream in self._streams):
+            return False
+        self._set_streams()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        for number, handler in self._signals.items():
+            if signal.getsignal(number) is not handler and number not in (signal.SIGKILL, signal.SIGSTOP):
+                signal.signal(number, handler)
+        for kind, limits in self._limits.items():
+            if resource.getrlimit(kind) != limits:
+                _set_soft_limit(kind, limits[0])
+        if dict(os.environ) != self._environment:
+            os.environ.clear()
+            os.environ.update(self._environment)
+        if sys.path != self._path:
+            sys.path[:] = self._path
+        os.umask(self._umask)
+        sys.settrace(None)
+        sys.setprofile(None)
+        if not gc.isenabled():
+            gc.enable()
+        self._clean_directory()
+        return is_clean and self._is_small() and [_identity(fd) for fd in (0, 1, 2)] == self._files
+
+    def _clean_directory(self) -> None:
+        try:
+            os.chdir(self._directory)
+        except OSError:
+            os.makedirs(self._directory, exist_ok=True)
+            os.chdir(self._directory)
+        with os.scandir(self._directory) as found:
+            for entry in found:
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    os.unlink(entry.path)
+
+    def _is_small(self) -> bool:
+        """Few files are open, and little of the memory that the next handler may use is taken."""
+        lowest = os.dup(0)
+        os.close(lowest)
+        if lowest > 64:
+            return False
+        if not self._room:
+            return True
+        taken = self._room - self._settings.memory_bytes + self._settings.memory_bytes // 4
+        if _address_space() <= taken:
+            return True
+        gc.collect()
+        return _address_space() <= taken
+
+    def _set_streams(self) -> None:
+        sys.stdin = self._stdin
+        sys.stdout, sys.stderr = self._streams
+
+    def idle(self) -> None:
+        """Nothing runs now: the platform's own work is not to be limited."""
+        if self._settings.cpu_s:
+            _set_soft_limit(resource.RLIMIT_CPU, resource.RLIM_INFINITY)
+
+
+def _stream(fd: int) -> io.TextIOWrapper:
+    raw = io.BufferedWriter(io.FileIO(fd, "wb", closefd=False), 32 * 1024)
+    return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+def _address_space() -> int:
+    with open("/proc/self/statm", "rb", buffering=0) as file:
+        return int(file.read(64).split()[0]) * resource.getpagesize()
+
+
+def _set_soft_limit(kind: int, value: int) -> None:
+    hard = resource.getrlimit(kind)[1]
+    if hard != resource.RLIM_INFINITY and (value == resource.RLIM_INFINITY or value > hard):
+        value = hard
+    resource.setrlimit(kind, (value, hard))
+
+
+def end_children(deadline_s: float = 1.0) -> bool:
+    """Kill and reap every process below this one. False: some are left."""
+    until = 0.0
+    while True:
+        try:
+            process, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return True
+        if process == 0:
+            # This process adopts orphans, so that whatever is left is below it.
+            for one in descendants(os.getpid(), children()):
+                kill(one)
+            now = time.monotonic()
+            until = until or now + deadline_s
+            if now > until:
+                return False
+            time.sleep(0.001)
+
+
+def main(fd: int, settings: RunnerSettings) -> None:
+    """The life of a runner, from the fork on."""
+    Runner(Channel(fd), settings).serve()
