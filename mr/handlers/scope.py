@@ -15,7 +15,8 @@ from mr.handlers.tracebacks import handler_traceback
 class ScopeFactory:
     """Base of classes that add globals to handlers.
 
-    ``MR_WORKFLOW_SCOPE_FACTORY_FQ_CLASS`` is the dotted name of such a class. It is made once in every runner, without arguments, and asked before every run.
+    ``MR_WORKFLOW_SCOPE_FACTORY_FQ_CLASS`` is the dotted name of such a class. It is made once in every runner, without
+    arguments, and asked before every run.
     """
 
     def get_scope(self, workflow_name: str, handler_name: str) -> Mapping[str, Any]:
