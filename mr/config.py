@@ -386,7 +386,7 @@ def read_data_dir(environ: Mapping[str, str], given: Path | None) -> Path:
         return given.absolute()
     state = environ.get("XDG_STATE_HOME", "")
     # The XDG specification has relative paths ignored.
-    return Path(state if state.startswith("/") else f"{home}/.local/state", "jobx")
+    return Path(state if state.startswith("/") else f"{home}/.local/state", "jobx").absolute()
 
 
 # --- the short and classic spellings ---------------------------------------------------------------------------------
