@@ -8,6 +8,7 @@ data model of etcd v3 (https://etcd.io/docs/v3.6/learning/data_model/), which ev
 
 from __future__ import annotations
 
+import builtins
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from enum import Enum
@@ -145,7 +146,7 @@ class Store(ABC):
         """How many keys start with ``prefix``."""
 
     @abstractmethod
-    def commit(self, txns: Sequence[Txn]) -> list[Outcome]:
+    def commit(self, txns: Sequence[Txn]) -> builtins.list[Outcome]:
         """Carries out transactions of independent callers, each atomic by itself, and says how each ended.
 
         They take effect as if one after another in some order; a driver may group them to save round trips, and
