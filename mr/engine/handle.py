@@ -93,9 +93,7 @@ def handle(env: Env, workflow: str, request_id: str, invocation_id: str) -> Flow
         yield from run(env, hold)
 
 
-def _claim(
-    env: Env, scene: Scene, sight: _Sight, record: Invocation, gate: tuple[Compare, ...]
-) -> Flow[Hold | None]:
+def _claim(env: Env, scene: Scene, sight: _Sight, record: Invocation, gate: tuple[Compare, ...]) -> Flow[Hold | None]:
     nonce = env.nonce()
     change, running = t.claim(
         scene, sight.own, sight.invocation, record, gate, nonce, env.worker, env.lease(), env.clock()

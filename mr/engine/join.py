@@ -40,9 +40,7 @@ def wake_children(env: Env, scene: Scene, parent_id: str, sealed: Seal, slots: I
         yield Publish(tuple(wakes[start : start + env.settings.page]))
 
 
-def after_child(
-    env: Env, scene: Scene, child_id: str, sealed: Seal, versions: tuple[int, ...] | None
-) -> Flow[None]:
+def after_child(env: Env, scene: Scene, child_id: str, sealed: Seal, versions: tuple[int, ...] | None) -> Flow[None]:
     """A child has ended: the next one is sent, and its parent released if that was the last one.
 
     ``versions`` are those of the child's completion, the first being its count's; None or empty where not known.

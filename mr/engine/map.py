@@ -155,7 +155,9 @@ def _problem(env: Env, hold: Hold, step_name: str) -> Failed | None:
         kind, message = "StepNotFound", f"There is no step {step_name!r} to map to; the workflow has: {known}."
     elif ids.depth_of(hold.id) + 1 >= env.settings.max_depth:
         kind = "HandlerContractError"
-        message = f"Steps are nested {env.settings.max_depth} deep already (MR_MAX_DEPTH): does {step_name!r} map to itself?"
+        message = (
+            f"Steps are nested {env.settings.max_depth} deep already (MR_MAX_DEPTH): does {step_name!r} map to itself?"
+        )
     else:
         return None
     return Failed(exception_type=kind, exception_message=message, traceback="", stdout="", stderr="")

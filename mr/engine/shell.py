@@ -10,7 +10,7 @@ import contextlib
 import json
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -71,7 +71,11 @@ class Platform:
     _CACHED = 256
 
     def __init__(
-        self, store: Store, queue: Queue, files: Files, deliver: Callable[[str, str], bool] = lambda workflow, request: True
+        self,
+        store: Store,
+        queue: Queue,
+        files: Files,
+        deliver: Callable[[str, str], bool] = lambda workflow, request: True,
     ) -> None:
         self.store, self.queue, self.files = store, queue, files
         self._deliver = deliver
@@ -183,15 +187,14 @@ class GroupCommit:
     def __init__(self, store: Store, most: int = 64) -> None:
         self._store, self._most = store, most
         self._lock = threading.Lock()
-        self._waiting: list[_Waiting] = []
+        self._waiting: deque[_Waiting] = deque()
 
     def commit(self, txn: Txn) -> Outcome:
         mine = _Waiting(txn)
         self._waiting.append(mine)
         with self._lock:
             while mine.outcome is None and mine.error is None:
-                group, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
-                self._carry_out(group)
+                self._carry_out([self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))])
         if mine.error is not None:
             raise mine.error
         assert mine.outcome is not None
@@ -227,17 +230,21 @@ class Shell:
         :raises OutcomeUnknown: it never said; ``request_id`` is handed on.
         """
         answer: Any = None
-        try:
-            while True:
-                op = flow.send(answer)
-                try:
-                    answer = self._commit(op.change, request_id) if isinstance(op, ops.Commit) else self.platform.perform(op)
-                except Exception as error:
-                    op = flow.throw(error)
-                    answer = self._commit(op.change, request_id) if isinstance(op, ops.Commit) else self.platform.perform(op)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
+        problem: Exception | None = None
+        while True:
+            try:
+                op = flow.send(answer) if problem is None else flow.throw(problem)
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+            try:
+                problem = None
+                if isinstance(op, ops.Commit):
+                    answer = self._commit(op.change, request_id)
+                else:
+                    answer = self.platform.perform(op)
+            except Exception as error:
+                problem = error
 
     def _commit(self, change: ops.Change, request_id: str | None) -> ops.Committed:
         txn = to_txn(change)
@@ -249,7 +256,9 @@ class Shell:
                 return settle(outcome, doubtful)
             doubtful = True
             if time.monotonic() > deadline:
-                message = "The store did not say whether the change was made. Ask for the request before sending it again."
+                message = (
+                    "The store did not say whether the change was made. Ask for the request before sending it again."
+                )
                 raise OutcomeUnknown(message, request_id)
             time.sleep(pause)
             pause = min(0.5, 2 * pause)

@@ -30,7 +30,9 @@ class Accepted(NamedTuple):
     is_new: bool
 
 
-def submit(env: Env, request: Request, manifest: Manifest, arguments: bytes, count: int, key: Key | None) -> Flow[Accepted]:
+def submit(
+    env: Env, request: Request, manifest: Manifest, arguments: bytes, count: int, key: Key | None
+) -> Flow[Accepted]:
     """Records a request with its root invocation, then sends the message for it.
 
     ``arguments`` is JSON text of a list of ``count`` pairs. A lost message is made good by the sweep.
@@ -69,7 +71,9 @@ def submit(env: Env, request: Request, manifest: Manifest, arguments: bytes, cou
 def _twin(earlier: Read[Idempotency], key: Key) -> Accepted:
     assert earlier.record is not None
     if earlier.record.body_digest != key.body_digest:
-        raise IdempotencyMismatch("This Idempotency-Key was used before, with another body. Use a new key for a new request.")
+        raise IdempotencyMismatch(
+            "This Idempotency-Key was used before, with another body. Use a new key for a new request."
+        )
     return Accepted(earlier.record.request_id, False)
 
 
@@ -82,7 +86,7 @@ def _after_refusal(
         if winner.record is not None and winner.record.request_id != request.request_id:
             return _twin(winner, key)
     [stored] = yield Get(((keys.request(request.workflow_name, request.request_id), Request),))
-    if stored.record is None or stored.record != request and stored.record.context != request.context:
+    if stored.record is None or (stored.record != request and stored.record.context != request.context):
         raise Conflict("The request could not be recorded. Try again.")
     return None
 
@@ -106,7 +110,14 @@ def cancel(env: Env, workflow: str, request_id: str) -> Flow[Request]:
 
 
 def new_request(
-    workflow: str, job_name: str, manifest_version: str, now: float, retention_s: int, is_blocking: bool, name: str = "", **context: object
+    workflow: str,
+    job_name: str,
+    manifest_version: str,
+    now: float,
+    retention_s: int,
+    is_blocking: bool,
+    name: str = "",
+    **context: object,
 ) -> Request:
     """A request that is yet to be submitted."""
     request_id = ids.new_request_id(workflow, now)

@@ -182,12 +182,12 @@ class Sweep:
         if now >= memory.next_expiry:
             memory.next_expiry = now + min(10.0, env.settings.resend_first_s)
             for read in (yield from self._all(keys.expiries(self._workflow), Expiry)):
-                if read.record.at <= now:
+                if read.record is not None and read.record.at <= now:
                     yield from cleanup(env, self._workflow, read.key.rpartition("/")[2])
         if now >= memory.next_reaping:
             memory.next_reaping = now + env.settings.resend_last_s
             for read in (yield from self._all(keys.idempotencies(self._workflow), Idempotency)):
-                if read.record.expires_timestamp <= now:
+                if read.record is not None and read.record.expires_timestamp <= now:
                     yield Commit(t.reap(read))
 
     def _all(self, prefix: str, kind: type[Record]) -> Flow[list[Read[Any]]]:

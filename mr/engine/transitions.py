@@ -201,7 +201,13 @@ def is_tolerant(policy: int | str) -> bool:
 
 
 def seal(
-    hold: Hold, step_name: str, bounds: list[int], children: int, session: Session | None, output: tuple[str, str], now: float
+    hold: Hold,
+    step_name: str,
+    bounds: list[int],
+    children: int,
+    session: Session | None,
+    output: tuple[str, str],
+    now: float,
 ) -> tuple[Change, Invocation, Seal]:
     """The mapper mapped: from now on its children are these. Without any, its reduces are next."""
     scene, record = hold.scene, hold.record
@@ -266,7 +272,10 @@ def carry_on(
         Compare("version", scene.own(reduce_id), 0, "reduce-own"),
         Compare("version", scene.key(reduce_id), 0, "reduce-invocation"),
     )
-    writes = (Write(scene.own(reduce_id), Owner(nonce=nonce, worker=worker), lease), Write(scene.key(reduce_id), running))
+    writes = (
+        Write(scene.own(reduce_id), Owner(nonce=nonce, worker=worker), lease),
+        Write(scene.key(reduce_id), running),
+    )
     fused = Change(change.name + "-claim", change.compares + compares, change.writes + writes, change.deletes)
     return fused, running
 

@@ -22,12 +22,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of all stored records."""
 
 
-class Workflow(Record):
+class Workflow(Record, frozen=True, kw_only=True):
     workflow_name: str
     description: str
 
 
-class Job(Record):
+class Job(Record, frozen=True, kw_only=True):
     """What clients POST to. ``retention_s`` overrides the platform's (None: as the platform)."""
 
     job_name: str
@@ -39,7 +39,7 @@ class Job(Record):
     retention_s: int | None = None
 
 
-class Step(Record):
+class Step(Record, frozen=True, kw_only=True):
     """Binds handlers and policies. ``combine_handler_name`` is empty where the default (group by key) serves.
 
     ``timeout_s`` bounds one attempt of a handler (0: the platform's limit); ``max_failed_children`` is a count or a
@@ -58,7 +58,7 @@ class Step(Record):
     max_failed_children: int | str
 
 
-class Parameter(Record):
+class Parameter(Record, frozen=True, kw_only=True):
     """What a posted argument must look like. ``type`` is string, integer, number, boolean, list, object or any."""
 
     name: str
@@ -68,14 +68,14 @@ class Parameter(Record):
     description: str = ""
 
 
-class Argument(Record):
+class Argument(Record, frozen=True, kw_only=True):
     """What the body of a handler is given. ``type`` is ``list`` or ``iterator``."""
 
     name: str
     type: str = "list"
 
 
-class Handler(Record):
+class Handler(Record, frozen=True, kw_only=True):
     """One body of source. ``version`` is a hash of everything that decides what runs; ``path`` is for tracebacks."""
 
     handler_name: str
@@ -91,19 +91,17 @@ class Handler(Record):
     path: str = ""
 
 
-class Failure(Record):
+class Failure(Record, frozen=True, kw_only=True):
     """Why an attempt failed. ``exception_type`` is the class's name or one of the platform's own."""
 
     exception_type: str
     exception_message: str
     traceback: str = ""
-    stdout: str = ""
-    stderr: str = ""
     attempt: int = 0
     handler_name: str = ""
 
 
-class Request(Record):
+class Request(Record, frozen=True, kw_only=True):
     """One accepted POST. ``manifest`` is the content hash of the steps and handlers that it runs on."""
 
     request_id: str
@@ -122,9 +120,11 @@ class Request(Record):
     epoch: int = 0
     retention_s: int = 3600
     expires_timestamp: float | None = None
+    deliver: bool = False
+    """Something beside the record of the result has to be delivered before the request may be removed."""
 
 
-class Invocation(Record):
+class Invocation(Record, frozen=True, kw_only=True):
     """One map or one reduce of one step. ``mapped_count`` is the number of children (None until it is known)."""
 
     invocation_id: str
@@ -149,7 +149,8 @@ class Invocation(Record):
     need: int = 0
     partitions: int = 0
     nonce: str = ""
-    mapper: str = ""
+    stdout: str = ""
+    stderr: str = ""
 
 
 R = TypeVar("R", bound=Record)

@@ -9,20 +9,20 @@ import msgspec
 from mr.model.entities import Job, Record, Step, encode
 
 
-class Mark(Record):
+class Mark(Record, frozen=True, kw_only=True):
     """A key whose being there, or whose version, is all that it says."""
 
 
-class Expiry(Record):
+class Expiry(Record, frozen=True, kw_only=True):
     at: float
 
 
-class Owner(Record):
+class Owner(Record, frozen=True, kw_only=True):
     nonce: str
     worker: str
 
 
-class Dataset(Record):
+class Dataset(Record, frozen=True, kw_only=True):
     """An ordered set of pairs: JSON text of a list inline, or the name of a spilled file.
 
     A spilled file holds lines, each JSON text of a list of pairs; the set is their concatenation.
@@ -34,11 +34,12 @@ class Dataset(Record):
     bytes: int = 0
 
 
-class Seal(Record):
+class Seal(Record, frozen=True, kw_only=True):
     """Makes the children of one mapper attempt the ones that count.
 
     ``bounds`` holds the first slot of every chunk, ``tolerated`` how many children may fail. Children are claimed only
-    while it is ``open``.
+    while it is ``open``. ``shielded``: this step, or one above, tolerates failures, so that a failed child is counted
+    and does not end the request by itself.
     """
 
     nonce: str
@@ -47,10 +48,11 @@ class Seal(Record):
     bounds: list[int]
     epoch: int
     tolerated: int
+    shielded: bool
     open: bool
 
 
-class Done(Record):
+class Done(Record, frozen=True, kw_only=True):
     """How an invocation ended. With ``partitions`` > 1 the output is that of its reduces, in order."""
 
     ok: bool
@@ -59,11 +61,11 @@ class Done(Record):
     partitions: int = 1
 
 
-class Session(Record):
+class Session(Record, frozen=True, kw_only=True):
     values: msgspec.Raw
 
 
-class FailedChild(Record):
+class FailedChild(Record, frozen=True, kw_only=True):
     """The newest of a shard's failed children, for the message of a parent that they bring down."""
 
     invocation_id: str
@@ -71,17 +73,17 @@ class FailedChild(Record):
     exception_message: str
 
 
-class Idempotency(Record):
+class Idempotency(Record, frozen=True, kw_only=True):
     request_id: str
     body_digest: str
     expires_timestamp: float
 
 
-class Current(Record):
+class Current(Record, frozen=True, kw_only=True):
     manifest: str
 
 
-class Manifest(Record):
+class Manifest(Record, frozen=True, kw_only=True):
     """All jobs, steps and handler versions of a workflow at one moment, named by content."""
 
     workflow_name: str

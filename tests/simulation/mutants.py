@@ -1,0 +1,139 @@
+"""The protocol with one rule taken away: what the simulation must catch, and what it shows to be redundant.
+
+A mutant is a set of mutations for the world, and for some a change of the production code while it lives. ``seed`` is
+one from which on a violation was seen soon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+from mr.engine.cleanup import cleanup
+from mr.engine.handle import _Sight
+from mr.engine.join import read_join
+from mr.engine.ops import Get
+from mr.model import keys
+from mr.model.entities import Request
+
+_read_sight = _Sight.read
+_of_request = keys.of_request
+
+
+def _nothing(*args: Any, **kwargs: Any) -> Iterator[Any]:
+    return
+    yield
+
+
+def _failures_first(env: Any, scene: Any, parent_id: str, epoch: int) -> Any:
+    """Failures of an earlier moment than the counts."""
+    earlier = yield from read_join(env, scene, parent_id, epoch)
+    later = yield from read_join(env, scene, parent_id, epoch)
+    return later._replace(failed=earlier.failed, failures=earlier.failures)
+
+
+def _no_resume(env: Any, workflow: str, request_id: str) -> Any:
+    [request] = yield Get(((keys.request(workflow, request_id), Request),))
+    if request.record is not None and request.record.state == "expiring":
+        return False
+    return (yield from cleanup(env, workflow, request_id))
+
+
+def _request_first(workflow: str, request_id: str) -> list[str]:
+    return [keys.request(workflow, request_id), keys.expire(workflow, request_id), *_of_request(workflow, request_id)]
+
+
+def _any_child(sight: Any) -> Any:
+    """Looks at an invocation without asking whether its parent's seal names it."""
+    counts = yield from _read_sight(sight)
+    if counts or sight.live.record is None or sight.request.record is None:
+        return counts
+    return sight.seal is not None and sight.seal.record is not None
+
+
+class Mutant(NamedTuple):
+    name: str
+    mutations: tuple[str, ...] = ()
+    patches: tuple[tuple[str, Any], ...] = ()
+    seed: int = 0
+
+    @contextmanager
+    def alive(self) -> Iterator[frozenset[str]]:
+        with ExitStack() as stack:
+            for target, replacement in self.patches:
+                stack.enter_context(patch(target, replacement))
+            yield frozenset(self.mutations)
+
+
+def _both(transition: str, rule: str) -> tuple[str, ...]:
+    """The rule in a transition and in the variant that ends the request, or carries on with the reduce."""
+    return (f"{transition}:{rule}", f"{transition}-request:{rule}", f"{transition}-claim:{rule}")
+
+
+CAUGHT = [
+    Mutant("every fence without own", ("*:own",)),
+    Mutant("everything without live", ("*:live",)),
+    Mutant("claim without own and invocation", ("claim:own", "claim:invocation")),
+    Mutant("claim without invocation", ("claim:invocation",)),
+    Mutant("claim without live", ("claim:live",)),
+    Mutant("claim gives up when unknown", ("claim-gives-up",)),
+    Mutant("claim is not read back", ("claim-not-read-back",)),
+    Mutant("stage without live", ("stage:live",)),
+    Mutant("seal without own", ("seal:own",)),
+    Mutant("seal without live", _both("seal", "live")),
+    Mutant("collect without own", _both("collect", "own")),
+    Mutant("collect without live", _both("collect", "live")),
+    Mutant("part without own", ("part:own",)),
+    Mutant("part without live", ("part:live",)),
+    Mutant("complete without invocation", ("complete:invocation",)),
+    Mutant("complete without live", ("complete:live",)),
+    Mutant("complete without seal", ("complete:seal",)),
+    Mutant("release without live", ("release:live",)),
+    Mutant("retry without own", ("retry:own",), seed=870),
+    Mutant("retry without live", ("retry:live",)),
+    Mutant("fail without own", _both("fail", "own"), seed=490),
+    Mutant("fail without live", _both("fail", "live")),
+    Mutant("fail without seal", _both("fail", "seal"), seed=870),
+    Mutant("fail of a reduce without invocation", _both("fail", "invocation")),
+    Mutant("exceed without invocation", _both("exceed", "invocation")),
+    Mutant("exceed without live", _both("exceed", "live"), seed=720),
+    Mutant("exceed leaves the seal open", ("exceed-keeps-open",)),
+    Mutant("failures never exceed", (), (("mr.engine.join._exceed", _nothing),)),
+    Mutant("failures read before counts", (), (("mr.engine.join.read_join", _failures_first),)),
+    Mutant("cancel without live", ("cancel:live",)),
+    Mutant("submit without idempotency", ("submit:idempotency",)),
+    Mutant("submit without request", ("submit:request",)),
+    Mutant(
+        "children sent before the seal, and any child may run",
+        ("children-before-seal", "claim:gate"),
+        (("mr.engine.handle._Sight.read", _any_child),),
+    ),
+    Mutant("group commit drops a second put of a key", ("group-dedupes",)),
+    Mutant("group commit never splits", ("group-never-splits",)),
+    Mutant("no sweep", ("no-sweep",)),
+    Mutant("sweep sends nothing again", (), (("mr.engine.sweep.Sweep._resend", lambda *args: None),)),
+    Mutant("sweep never releases", (), (("mr.engine.sweep.release", _nothing),)),
+    Mutant("sweep never completes", (), (("mr.engine.sweep.completion", _nothing),)),
+    Mutant("cleanup without request", ("cleanup-begin:request",)),
+    Mutant("cleanup before delivery", ("cleanup-before-delivery",)),
+    Mutant("cleanup is not resumed", (), (("mr.engine.sweep.cleanup", _no_resume),)),
+    Mutant("cleanup removes the request first", (), (("mr.model.keys.of_request", _request_first),)),
+]
+
+REDUNDANT = {
+    "claim without own": Mutant("", ("claim:own",)),
+    "claim without its gate": Mutant("", ("claim:gate",)),
+    "stage without own": Mutant("", ("stage:own",)),
+    "complete without own": Mutant("", ("complete:own",)),
+    "exceed without seal": Mutant("", _both("exceed", "seal")),
+    "release without invocation": Mutant("", ("release:invocation",)),
+    "abandon without own": Mutant("", ("abandon:own",)),
+    "no abandon": Mutant("", ("no-abandon",)),
+    "cleanup without live": Mutant("", ("cleanup-begin:live",)),
+    "deliver without delivery": Mutant("", ("deliver:delivery",)),
+    "carry on without own": Mutant("", ("collect-claim:reduce-own", "seal-claim:reduce-own")),
+    "carry on without invocation": Mutant("", ("collect-claim:reduce-invocation", "seal-claim:reduce-invocation")),
+    "no next child": Mutant("", (), (("mr.engine.join.wake_children", _nothing),)),
+}
