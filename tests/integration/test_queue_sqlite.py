@@ -74,6 +74,16 @@ def take(consumer: Consumer, count: int) -> list[Delivery]:
     return taken
 
 
+def poll_for(consumer: Consumer) -> list[Delivery]:
+    """Waits as an event loop does, for as long as the consumer says."""
+    give_up = time.monotonic() + PATIENCE
+    while True:
+        select.select([consumer.fileno()], [], [], min(PATIENCE, consumer.idle_for()))
+        assert time.monotonic() < give_up
+        if deliveries := consumer.receive(16, 0):
+            return deliveries
+
+
 def consumer_of(queue: SqliteQueue, *topics: str) -> Consumer:
     consumer = queue.consumer("c", max_in_flight=100)
     consumer.subscribe(topics or [TOPIC])
@@ -216,12 +226,9 @@ def test_a_consumer_that_only_polls_finds_what_a_killed_one_held(
     process = start(hold, path, 1, there)
     here.recv()
     with closing(consumer_of(queue)) as consumer:
+        assert consumer.receive(16, 0) == []
         kill(process)
-        give_up = time.monotonic() + PATIENCE
-        while not (deliveries := consumer.receive(16, 0)):
-            assert time.monotonic() < give_up
-            select.select([consumer.fileno()], [], [], consumer.idle_for())
-        assert [delivery.body for delivery in deliveries] == [b"held"]
+        assert [delivery.body for delivery in poll_for(consumer)] == [b"held"]
     here.close()
     there.close()
 
@@ -288,7 +295,7 @@ def test_a_message_whose_ring_was_lost_is_found(path: Path, queue: SqliteQueue) 
         mute._bell.close()
         mute.publish([Message(TOPIC, b"unheard")])
         assert not select.select([consumer.fileno()], [], [], 0.2)[0]
-        assert [delivery.body for delivery in consumer.receive(16, PATIENCE)] == [b"unheard"]
+        assert [delivery.body for delivery in poll_for(consumer)] == [b"unheard"]
 
 
 def test_topics_that_only_begin_alike_do_not_wake(queue: SqliteQueue) -> None:
