@@ -17,7 +17,7 @@ def reducer(results):
     names = []
     for key, counts in results:
         if key[0] == "name":
-            # Turned round so that the heap's smallest goes first, which is the rarest and, of those, the last by name.
+            # Negative, so that the smallest is the commonest and, of several, the first by name.
             names.append((-sum(counts), key[1]))
         else:
             yield key[0], sum(counts)

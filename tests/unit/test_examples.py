@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
+from mr.handlers.files import read_directory
+
 HANDLERS = Path(__file__).resolve().parents[2] / "handlers"
 
 Pair = tuple[Any, Any]
@@ -153,11 +155,13 @@ def test_a_region_without_stations_leaves_the_others_alone() -> None:
 
 
 @pytest.mark.parametrize("directory", sorted(HANDLERS.glob("*/")), ids=lambda path: path.name)
-def test_every_step_of_an_example_names_handlers_that_are_there(directory: Path) -> None:
-    workflow = Workflow(directory)
-    for step in workflow.jobs["steps"].values():
-        for role, parameter in (("map", "arguments"), ("combine", "results"), ("reduce", "results")):
-            if role in step:
-                workflow.load(step[role], parameter, {})
-    for job in workflow.jobs["jobs"].values():
-        assert job["step"] in workflow.jobs["steps"]
+def test_an_example_is_a_workflow_that_can_be_applied(directory: Path) -> None:
+    workflow = read_directory(directory)
+    assert workflow.jobs
+    assert workflow.skipped == []
+    used = {
+        name
+        for step in workflow.steps.values()
+        for name in (step.map_handler_name, step.combine_handler_name, step.reduce_handler_name)
+    }
+    assert workflow.handlers.keys() == used - {""}
