@@ -8,6 +8,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
+from mr.config import Config
 from mr.handlers.protocol import Task
 from mr.kv.base import Compare
 from mr.model.entities import Record
@@ -192,6 +193,10 @@ class Settings:
     max_backoff_s: float = 60.0
     resend_first_s: float = 10.0
     resend_last_s: float = 300.0
+
+    @classmethod
+    def of(cls, config: Config) -> Settings:
+        return cls(max_lost=config.max_lost, max_depth=config.max_depth)
 
 
 @dataclass(frozen=True)
