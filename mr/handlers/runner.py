@@ -320,13 +320,14 @@ def _grouped(output: Output) -> Iterator[str]:
     groups: pairs.Groups[str] = pairs.Groups()
     for key, value in output.pairs():
         try:
-            groups.add(key, pairs.value_text(value))
+            text = pairs.value_text(value)
+            groups.add(key, text)
         except pairs.InvalidPair as error:
             raise output.error(str(error)) from None
+        if len(text) > PIECE_BYTES:
+            output.check_size((pairs.key_text(key), text))
     for group in groups.ordered():
         for text in group.values:
-            if len(text) > PIECE_BYTES:
-                output.check_size((group.text, text))
             yield f"[{group.text},{text}]"
 
 
