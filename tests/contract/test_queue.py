@@ -366,6 +366,26 @@ def test_the_descriptor_is_silent_while_a_consumer_is_full(queue: Queue, topic: 
     assert consumer.idle_for() > 0
 
 
+def test_what_is_left_after_a_batch_is_announced(queue: Queue, topic: str, consume: OpenConsumer) -> None:
+    consumer = consume(topic)
+    queue.publish(messages(topic, 2))
+    take(consumer, 1)
+    assert consumer.idle_for() == 0 or is_readable(consumer, PATIENCE)
+
+
+@pytest.mark.parametrize("end", ["finish", "requeue"])
+def test_a_full_consumer_learns_of_more_when_it_has_room(
+    queue: Queue, topic: str, consume: OpenConsumer, end: str
+) -> None:
+    consumer = consume(topic, max_in_flight=1)
+    queue.publish(messages(topic, 2))
+    held = take(consumer, 1)
+    let_settle(consumer)
+    getattr(consumer, end)(held)
+    assert consumer.idle_for() == 0 or is_readable(consumer, PATIENCE)
+    take(consumer, 1)
+
+
 def test_an_event_loop_that_only_polls_gets_everything(queue: Queue, topic: str, consume: OpenConsumer) -> None:
     consumer = consume(topic, max_in_flight=4, visibility=1.0)
     queue.publish([*messages(topic, 40), Message(topic, b"delayed", delay=0.5)])

@@ -46,6 +46,12 @@ def test_a_topic_is_first_in_first_out(queue: MemoryQueue, consumer: Consumer) -
     assert bodies(consumer) == [b"0", b"1", b"2", b"3", b"4"]
 
 
+def test_a_batch_has_some_of_every_topic(queue: MemoryQueue, consumer: Consumer) -> None:
+    queue.publish([Message("t", b"big")] * 100 + [Message("u", b"small")] * 3)
+    consumer.subscribe(["t", "u"])
+    assert sorted(bodies(consumer)) == [b"big"] * 7 + [b"small"] * 3
+
+
 def test_delays_end_on_the_clock(queue: MemoryQueue, consumer: Consumer, clock: HandClock) -> None:
     queue.publish([Message("t", b"second", 20.0), Message("t", b"first", 10.0)])
     assert bodies(consumer) == []
