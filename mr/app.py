@@ -9,7 +9,6 @@ from collections.abc import Callable
 from mr.config import Config
 from mr.engine.ops import Env, Settings
 from mr.engine.shell import Platform, Shell
-from mr.errors import InvalidConfig
 from mr.fs.base import Files
 from mr.fs.local import LocalFiles
 from mr.kv.base import Store
@@ -24,10 +23,6 @@ def open_store(config: Config) -> Store:
     :raises InvalidConfig: there is no driver for that URL.
     :raises StoreUnavailable: it cannot be opened.
     """
-    if config.kv_path is None:
-        raise InvalidConfig(
-            f"MR_KV_URL is {config.kv_url}: this version has a driver for sqlite:///… only.", "MR_KV_URL"
-        )
     return SqliteStore(config.kv_path)
 
 
@@ -36,10 +31,6 @@ def open_queue(config: Config) -> Queue:
     :raises InvalidConfig: there is no driver for that URL.
     :raises QueueUnavailable: it cannot be opened.
     """
-    if config.queue_path is None:
-        raise InvalidConfig(
-            f"MR_QUEUE_URL is {config.queue_url}: this version has a driver for sqlite:///… only.", "MR_QUEUE_URL"
-        )
     return SqliteQueue(config.queue_path)
 
 
@@ -47,8 +38,6 @@ def open_files(config: Config) -> Files:
     """
     :raises InvalidConfig: there is no driver for that URL.
     """
-    if config.fs_path is None:
-        raise InvalidConfig(f"MR_FS_URL is {config.fs_url}: this version has a driver for file:///… only.", "MR_FS_URL")
     return LocalFiles(config.fs_path)
 
 
