@@ -6,6 +6,7 @@ import builtins
 import itertools
 import math
 import os
+import re
 import sqlite3
 import time
 import weakref
@@ -68,6 +69,8 @@ _REVISION = "SELECT max(revision) FROM log"
 
 _ABOVE_ALL = "\x7f"
 """Follows every character that a key may have."""
+
+_BEYOND_KEYS = re.compile("[^\\0-\x7f].*", re.DOTALL)
 
 _PAGE = 500
 """Keys that :meth:`SqliteStore.delete_prefix` deletes in one turn at the file."""
@@ -133,13 +136,13 @@ class SqliteStore(Store):
     def list(
         self, prefix: str, *, after: str = "", limit: int = 1000, keys_only: bool = False, reverse: bool = False
     ) -> list[Entry]:
+        if not prefix.isascii():
+            return []
         low, high = prefix, prefix + _ABOVE_ALL
         if after and reverse:
-            high = min(high, after)
+            high = min(high, _asked(after))
         elif after:
-            low = max(low, after + "\0")
-        if not _possible((prefix, after)):
-            return []
+            low = max(low, _asked(after) + "\0")
         with self._file.read() as connection:
             rows = connection.execute(
                 _LIST[keys_only, reverse],
@@ -148,6 +151,8 @@ class SqliteStore(Store):
         return [Entry._make(row) for row in rows]
 
     def count(self, prefix: str) -> int:
+        if not prefix.isascii():
+            return 0
         with self._file.read() as connection:
             row = connection.execute(
                 _COUNT, {"low": prefix, "high": prefix + _ABOVE_ALL, "now": self._clock.now()}
@@ -168,6 +173,8 @@ class SqliteStore(Store):
         return outcomes
 
     def delete_prefix(self, prefix: str) -> int:
+        if not prefix.isascii():
+            return 0
         deleted = 0
         while True:
             with self._file.write() as connection:
@@ -362,14 +369,14 @@ class SqliteWatch(Watch):
 
     def __init__(self, store: SqliteStore, prefixes: Sequence[str], after: int) -> None:
         self._store = store
-        self._prefixes = tuple(prefixes)
+        self._prefixes = tuple(_possible(prefixes))
         self._seen = after
-        marks = " OR ".join("instr(keys, ?)" for _ in prefixes) or "0"
+        marks = " OR ".join("instr(keys, ?)" for _ in self._prefixes) or "0"
         self._select = (
             f"SELECT revision, keys FROM log WHERE revision > ? AND ({marks}) ORDER BY revision LIMIT {_WATCH_ROWS}"
         )
         try:
-            self._listener = store._bell.listen(prefixes)
+            self._listener = store._bell.listen(self._prefixes)
         except OSError as error:
             raise StoreUnavailable(
                 f"{store._file.path} cannot be watched: {error}. Look at the permissions and length of its path."
@@ -436,6 +443,11 @@ def _revision(connection: sqlite3.Connection) -> int:
 def _possible(keys: Sequence[str]) -> list[str]:
     """Those that may be keys at all: SQLite cannot even be asked for a lone surrogate."""
     return list(keys) if "".join(keys).isascii() else [key for key in keys if key.isascii()]
+
+
+def _asked(bound: str) -> str:
+    """What stands where ``bound`` does in the order of possible keys, and can be asked for."""
+    return _BEYOND_KEYS.sub(_ABOVE_ALL, bound)
 
 
 def _parts(keys: Iterable[str]) -> Iterable[list[str]]:
