@@ -5,7 +5,7 @@ from __future__ import annotations
 from mr.engine import transitions as t
 from mr.engine.join import release, wake, wake_reduces
 from mr.engine.map import run_map
-from mr.engine.ops import Commit, Env, Flow, Get, LoadManifest, Publish, Read
+from mr.engine.ops import Commit, Env, Flow, Get, HandBack, LoadManifest, Publish, Read
 from mr.engine.reduce import run_reduce
 from mr.engine.transitions import Hold, Scene
 from mr.kv.base import Compare
@@ -119,6 +119,11 @@ def run(env: Env, hold: Hold) -> Flow[None]:
         try:
             flow = run_reduce(env, held) if held.record.direction == "reduce" else run_map(env, held)
             following = yield from flow
+        except HandBack:
+            answer = yield Commit(t.hand_back(held))
+            if not answer.ok:
+                yield Commit(t.abandon(held.own, held.token))
+            raise
         except Exception:
             # The lease of a worker that lives on would keep the invocation from everybody else.
             yield Commit(t.abandon(held.own, held.token))

@@ -66,6 +66,10 @@ class Wake(NamedTuple):
     delay: float = 0.0
 
 
+class HandBack(Exception):
+    """Thrown into a flow by a worker that cannot run what it claimed: the invocation is given back, for others."""
+
+
 # --- operations ---------------------------------------------------------------------------------------------------
 
 

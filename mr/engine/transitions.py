@@ -468,6 +468,12 @@ def abandon(own: str, token: int) -> Change:
     return Change("abandon", (Compare("created", own, token, "own"),), (), (own,))
 
 
+def hand_back(hold: Hold) -> Change:
+    """The worker cannot run, or go on running, what it claimed: it is ready again, and the worker not counted lost."""
+    record = msgspec.structs.replace(hold.record, state="ready", worker=None)
+    return Change("hand-back", hold.fence(), (Write(hold.scene.key(hold.id), record),), (hold.own,))
+
+
 # --- joining and ending -----------------------------------------------------------------------------------------------
 
 

@@ -767,10 +767,16 @@ class World:
                 self.sequence += 1
                 heapq.heappush(self.sleeping, (self.now + rng.choice((10, 60, 300)), self.sequence, task))
                 return
-            task.answer, task.op = self.perform(task, task.op), None
+            op, task.op = task.op, None
+            gives_back = isinstance(op, (ops.Start, ops.NextEvent)) and self.is_faulty and rng.random() < 0.01
+            task.answer = ops.HandBack() if gives_back else self.perform(task, op)
         try:
-            op = task.flow.send(task.answer)
-        except StopIteration:
+            if isinstance(task.answer, ops.HandBack):
+                self.counts["fault handed back"] += 1
+                op = task.flow.throw(task.answer)
+            else:
+                op = task.flow.send(task.answer)
+        except (StopIteration, ops.HandBack):
             task.process.tasks.pop(task, None)
             return
         task.answer = None
