@@ -26,6 +26,8 @@ class HandlerContractError(JobxError):
     """A handler did something that handlers may not; the message names file, line and what came."""
 
     slug = "handler-contract"
+    # So that tracebacks name it as it is known, without where it is defined.
+    __module__ = "builtins"
 
     def __init__(self, path: str, line: int, name: str, what: str) -> None:
         super().__init__(f"{path}:{line}: {what}")
@@ -105,7 +107,8 @@ class Output:
             return None
         if self.is_returned:
             # A list that was returned as a whole is data, and needs no word on where it goes.
-            self._items = _chained(first, self._items)
+            if first is not nothing:
+                self._items = _chained(first, self._items)
             return None
         wanted = "A mapper's first yield has to be MrConfigureToMap(STEP) or MrConfigureToReturn()"
         if first is nothing:

@@ -29,12 +29,15 @@ from mr.handlers import zygote
 from mr.handlers.compiler import MAX_PAIR_BYTES
 from mr.handlers.protocol import Children, Direction, Event, Failed, Finished, Input, Output, Task
 from mr.handlers.runner import CACHED_HANDLERS, CANCEL_SIGNAL, RunnerSettings
+from mr.handlers.system import kill_group
 
 MAX_FRAME_BYTES = MAX_PAIR_BYTES + 256 * 1024
 CANCEL_GRACE_S = 0.5
+LOST_GRACE_S = 0.1
 WATCHED_AFTER_S = 0.1
 
 _TICK_S = 0.05
+_RESPAWN_S = 0.2
 _READ_BYTES = 256 * 1024
 _QUEUED_BYTES = 1024 * 1024
 _INPUT_FRAME_BYTES = 256 * 1024
@@ -131,6 +134,7 @@ class Runner:
         """Its process ID; 0 until it is forked."""
         self.is_usable = True
         """It can be given another task."""
+        self.has_run = False
         self._loop = pool.loop
         self._known: dict[str, None] = {}
         self._task: Task | None = None
@@ -138,6 +142,7 @@ class Runner:
         self._deadline = 0.0
         self._why: tuple[str, str] | None = None
         self._cancelling: asyncio.TimerHandle | None = None
+        self._lost: asyncio.TimerHandle | None = None
         self._events: deque[Event] = deque()
         self._queued = 0
         self._is_paused = False
@@ -244,13 +249,15 @@ class Runner:
         self._socket.close()
         self._out.close()
         self._err.close()
-        if self._cancelling is not None:
-            self._cancelling.cancel()
+        for timer in (self._cancelling, self._lost):
+            if timer is not None:
+                timer.cancel()
 
     # --- one task ------------------------------------------------------------------------------------------------
 
     def _begin(self, task: Task) -> None:
         self._task = task
+        self.has_run = True
         self._started = self._loop.time()
         limits = [limit for limit in (task.wall_s, self._pool.limits.wall_s) if limit > 0]
         self._deadline = self._started + min(limits) if limits else 0.0
@@ -339,9 +346,10 @@ class Runner:
         if not data:
             self._loop.remove_reader(self._socket)
             if not self._is_gone:
-                # Either the process is about to end, and this comes too late to change how, or it let go of its socket.
+                # Either the process is about to end by itself, or it let go of its socket.
                 self.is_usable = False
-                self._pool.order(zygote.Kill(self.runner_id))
+                what = "The handler closed the runner's own channel."
+                self._lost = self._loop.call_later(LOST_GRACE_S, self.kill, "HandlerContractError", what)
             return False
         self._buffer += data
         try:
@@ -546,14 +554,16 @@ class RunnerPool:
                 return
             runner.exited(notice.status, notice.was_crowded)
             self._retire(runner)
-            if not self._is_closing and self._zygote is not None:
-                self._spawn()
+            # One that never ran anything says that something is wrong here; not to try again as fast as possible.
+            self.loop.call_later(0.0 if runner.has_run else _RESPAWN_S, self._replace)
+
+    def _replace(self) -> None:
+        if not self._is_closing and self._zygote is not None and len(self._runners) < self.size:
+            self._spawn()
 
     def _retire(self, runner: Runner) -> None:
         if runner in self._idle:
             self._idle.remove(runner)
-        if self._zygote is not None:
-            shutil.rmtree(os.path.join(self._zygote.directory, str(runner.runner_id)), ignore_errors=True)
         # Its task may not have read all events yet; those are in memory, but what it printed is in the pipes.
         if runner._task is None:
             runner.close()
@@ -561,6 +571,10 @@ class RunnerPool:
     def _zygote_lost(self) -> None:
         """The zygote is gone, and with it, by the kernel's doing, all runners."""
         process, self._zygote = self._zygote, None
+        for runner in self._runners.values():
+            # What they started has nobody else now who would end it.
+            if runner.process:
+                kill_group(runner.process)
         self._forget_all()
         if process is not None and not self._is_closing:
             process.discard()

@@ -104,6 +104,8 @@ class Channel:
         try:
             self._socket.sendall(b"".join(frames))
         except OSError:
+            # Without its channel a runner has nobody to tell; its worker sees that, says why and kills it.
+            time.sleep(5)
             os._exit(1)
 
     def drop(self) -> None:
@@ -191,7 +193,9 @@ class Runner:
         told = handler_traceback(error)
         limit = self._settings.memory_bytes
         error.__traceback__ = None
-        message = f"The handler needed more than its {limit} bytes of memory."
+        message = "The handler needed more memory than there is."
+        if limit:
+            message = f"The handler needed more than its {limit} bytes of memory."
         return Failed(
             exception_type="HandlerOutOfMemory",
             exception_message=message,

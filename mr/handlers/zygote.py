@@ -34,6 +34,8 @@ WATCH_INTERVAL_S = 0.05
 SCAN_EVERY = 20
 """Without a sign of many new processes a full count is made only every that many intervals."""
 
+_COULD_NOT_FORK = 1 << 8
+
 PRELOADED = (subprocess,)
 
 
@@ -106,6 +108,8 @@ class Zygote:
         self._settings = Settings(RunnerSettings(0, 0, 1024, None), 0)
         self._processes: dict[int, int] = {}
         self._runners: dict[int, int] = {}
+        self._directories: dict[int, str] = {}
+        self._cleaners: set[int] = set()
         self._crowded: set[int] = set()
         self._is_watching = False
         self._quiet = 0
@@ -196,7 +200,12 @@ class Zygote:
     # --- runners -----------------------------------------------------------------------------------------------
 
     def _fork(self, order: Fork, fds: list[int]) -> None:
-        process = os.fork()
+        try:
+            process = os.fork()
+        except OSError as error:
+            print(f"A runner could not be forked: {error}", file=sys.stderr)
+            self._say(Exited(order.runner_id, _COULD_NOT_FORK, False))
+            return
         if process == 0:
             status = 1
             try:
@@ -207,6 +216,7 @@ class Zygote:
                     sys.__excepthook__(type(error), error, error.__traceback__)
             finally:
                 os._exit(status)
+        self._directories[order.runner_id] = order.directory
         self._processes[order.runner_id] = process
         self._runners[process] = order.runner_id
         self._say(Forked(order.runner_id, process))
@@ -245,6 +255,7 @@ class Zygote:
                 break
             if process == 0:
                 break
+            self._cleaners.discard(process)
             number = self._runners.pop(process, None)
             if number is not None:
                 del self._processes[number]
@@ -255,13 +266,32 @@ class Zygote:
         for number, status in exited:
             self._say(Exited(number, status, number in self._crowded))
             self._crowded.discard(number)
+            self._remove(self._directories.pop(number))
+
+    def _remove(self, directory: str) -> None:
+        """Remove what an ended runner leaves in its directory, in a process of its own, since it may be much."""
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)
+            return
+        with contextlib.suppress(OSError):
+            process = os.fork()
+            if process == 0:
+                try:
+                    shutil.rmtree(directory, ignore_errors=True)
+                finally:
+                    os._exit(0)
+            self._cleaners.add(process)
 
     def _end_strays(self) -> None:
         """Kill what ended runners left behind: all that is below this process and not below a runner."""
         until = time.monotonic() + 2
         while time.monotonic() < until:
             tree = system.children()
-            strays = [process for process in tree.get(os.getpid(), ()) if process not in self._runners]
+            strays = [
+                process
+                for process in tree.get(os.getpid(), ())
+                if process not in self._runners and process not in self._cleaners
+            ]
             if not strays:
                 return
             for stray in strays:

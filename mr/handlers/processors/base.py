@@ -37,6 +37,9 @@ class Program(ABC):
     name: str
     """The function's name in tracebacks."""
 
+    module_name = "handler"
+    """What handlers' globals say that their module is."""
+
     @abstractmethod
     def start(self, scope: Mapping[str, Any], argument: Any) -> Any:
         """Call the handler with fresh globals, ``scope`` among them. It gives a generator, an iterable or None."""

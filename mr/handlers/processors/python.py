@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ast
 import linecache
+import sys
 import warnings
 from collections.abc import Mapping
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import Any
 
 from mr.errors import InvalidHandler
@@ -47,9 +48,12 @@ class PythonProgram(Program):
     def start(self, scope: Mapping[str, Any], argument: Any) -> Any:
         # Two workflows may have a file of the same name, so the lines that tracebacks show are set with every start.
         linecache.cache[self.path] = self._lines
-        module = {"__name__": self.name, "__file__": self.path, **scope}
-        exec(self._code, module)
-        return module[self.name](argument)
+        # Some of the library (dataclasses, pickle) looks for the module of a class or function among the imported ones.
+        module = sys.modules[self.module_name] = ModuleType(self.module_name)
+        names = vars(module)
+        names.update(scope, __file__=self.path)
+        exec(self._code, names)
+        return names[self.name](argument)
 
 
 def default_argument(handler_type: str) -> str:
