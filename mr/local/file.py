@@ -53,6 +53,8 @@ class SqliteFile:
         # Absolute, so that a process may change its working directory.
         self.path = Path(path).absolute()
         self._kind = kind
+        # SQLite has 31 bits to tell kinds of files apart.
+        self._mark = zlib.crc32(f"jobx {kind}".encode()) >> 1
         self._version = version
         self._unavailable = unavailable
         self._turn = threading.Lock()
@@ -137,34 +139,41 @@ class SqliteFile:
             # descriptor of a database that this process has open would drop its POSIX locks.
             with suppress(FileExistsError):
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
-        connection = self._open_writer()
+        # What is not ours must not even be switched to WAL.
+        connection = self._connect(readonly=True)
         try:
-            self._identify(connection, schema)
-        except BaseException:
+            is_new = self._identify(connection)
+        finally:
             connection.close()
-            self._writer = None
-            raise
+        connection = self._open_writer()
+        if is_new:
+            try:
+                connection.executescript(
+                    f"BEGIN IMMEDIATE; {schema}; "
+                    f"PRAGMA application_id = {self._mark}; PRAGMA user_version = {self._version}; COMMIT"
+                )
+            except BaseException:
+                connection.close()
+                self._writer = None
+                raise
 
-    def _identify(self, connection: sqlite3.Connection, schema: str) -> None:
-        # SQLite has 31 bits to tell kinds of files apart.
-        mark = zlib.crc32(f"jobx {self._kind}".encode()) >> 1
-        (found_mark,) = connection.execute("PRAGMA application_id").fetchone()
-        (found_version,) = connection.execute("PRAGMA user_version").fetchone()
+    def _identify(self, connection: sqlite3.Connection) -> bool:
+        """Whether the file is new; refuses one that is neither new nor ours."""
+        (mark,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if found_mark == found_version == tables == 0:
-            connection.executescript(
-                f"BEGIN IMMEDIATE; {schema}; "
-                f"PRAGMA application_id = {mark}; PRAGMA user_version = {self._version}; COMMIT"
-            )
-        elif found_mark != mark:
+        if mark == version == tables == 0:
+            return True
+        if mark != self._mark:
             raise self._unavailable(
                 f"{self.path} is a SQLite file, but not a {self._kind} of JobX. Move it away, or choose another path."
             )
-        elif found_version != self._version:
+        if version != self._version:
             raise self._unavailable(
-                f"The {self._kind} {self.path} has format {found_version}, and this JobX knows format "
+                f"The {self._kind} {self.path} has format {version}, and this JobX knows format "
                 f"{self._version} only. Use the JobX that wrote it, or begin anew at another path."
             )
+        return False
 
     def _connect(self, *, readonly: bool) -> sqlite3.Connection:
         if self._closed:
