@@ -1,0 +1,22 @@
+"""What a handler may use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one handler may use; 0 is no limit.
+
+    ``memory_bytes`` of address space on top of the interpreter's, ``cpu_s`` seconds of processor and ``wall_s`` seconds
+    of time for one run, ``open_files``, ``processes`` below the runner (looked at from time to time), and how many
+    bytes of what it prints are kept.
+    """
+
+    memory_bytes: int = 1024 * 1024 * 1024
+    cpu_s: float = 0.0
+    wall_s: float = 3600.0
+    open_files: int = 1024
+    processes: int = 64
+    output_bytes: int = 1024 * 1024
