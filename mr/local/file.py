@@ -19,7 +19,7 @@ from mr.errors import JobxError
 _BUSY_S = 5.0
 
 # A checkpoint costs two waits for the disk, whatever its size; at SQLite's 1,000 pages they would be most of the work.
-_CHECKPOINT_PAGES = 8000
+_CHECKPOINT_PAGES = 4000
 _WAL_BYTES_KEPT = 64 << 20
 
 _HINTS = {
