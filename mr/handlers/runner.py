@@ -17,10 +17,10 @@ from typing import Any
 import msgspec
 
 from mr.handlers.compiler import MAX_PAIR_BYTES, Context, HandlerContractError, Output, Session, brief, compile_handler
-from mr.handlers.household import Household
 from mr.handlers.processors.base import Program
 from mr.handlers.protocol import Children, Direction, Failed, Finished, Input, Task
 from mr.handlers.protocol import Output as OutputFrame
+from mr.handlers.runner_state import RunnerState
 from mr.handlers.scope import ScopeFactory, load_scope_factory, standard_scope
 from mr.handlers.tracebacks import handler_traceback, shortened
 from mr.model import pairs
@@ -120,7 +120,7 @@ class Runner:
         self._is_cancelled = False
         signal.signal(CANCEL_SIGNAL, self._cancel)
         os.register_at_fork(after_in_child=channel.abandon)
-        self._house = Household(settings.memory_bytes, settings.cpu_s)
+        self._state = RunnerState(settings.memory_bytes, settings.cpu_s)
 
     def serve(self) -> None:
         """Run tasks until the worker is gone."""
@@ -134,7 +134,7 @@ class Runner:
 
     def _serve_one(self, task: Task) -> None:
         self._is_cancelled = False
-        self._house.open()
+        self._state.open()
         failure: Failed | None = None
         session = Session(b"", False)
         try:
@@ -147,7 +147,7 @@ class Runner:
                 else:
                     self._reduce(task, items, session)
             except MemoryError as error:
-                self._house.give_room()
+                self._state.give_room()
                 failure = self._out_of_memory(task, error)
             except EOFError:
                 raise
@@ -161,7 +161,7 @@ class Runner:
         except EOFError:
             os._exit(0)
         self._channel.leave_if_forked()
-        is_clean = self._house.tidy()
+        is_clean = self._state.tidy()
         if failure is None:
             self._channel.put(
                 Finished(session=session_text, stdout="", stderr="", fatal=not is_clean, task_id=task.task_id)
@@ -170,7 +170,7 @@ class Runner:
             self._channel.drop()
             self._channel.put(failure if is_clean else msgspec.structs.replace(failure, fatal=True))
         self._channel.flush()
-        self._house.idle()
+        self._state.idle()
 
     def _items(self) -> list[bytes]:
         items: list[bytes] = []

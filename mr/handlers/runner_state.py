@@ -19,7 +19,7 @@ from typing import Any
 from mr.handlers.system import children, descendants, kill
 
 
-class Household:
+class RunnerState:
     """The process as it was before any handler ran, and the limits that count while one runs (0: none)."""
 
     def __init__(self, memory_bytes: int, cpu_s: float) -> None:
