@@ -14,9 +14,10 @@ import json
 import math
 import reprlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from hashlib import blake2b
 from json.encoder import encode_basestring
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 from mr.errors import InvalidInput
 
@@ -112,7 +113,8 @@ def as_tuple(key: Key) -> Key:
 # --- groups ----------------------------------------------------------------------------------------------------
 
 
-class Group(NamedTuple, Generic[V]):
+@dataclass(slots=True)
+class Group(Generic[V]):
     """A key, its canonical text, and the values that came under it, in order of arrival."""
 
     key: Key
