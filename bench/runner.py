@@ -89,8 +89,23 @@ async def bare(count: int) -> list[float]:
     return took
 
 
+async def started(size: int) -> float:
+    """Seconds until all runners of a pool were there."""
+    began = time.perf_counter()
+    pool = RunnerPool(size)
+    await pool.start()
+    runners = [await pool.acquire() for _ in range(size)]
+    took = time.perf_counter() - began
+    for runner in runners:
+        pool.release(runner)
+    await pool.close()
+    return took
+
+
 async def main(count: int) -> None:
     peer = await bare(count)
+    one, many = [min([await started(size) for _ in range(3)]) for size in (1, 41)]
+    print(f"{'fork of a runner':<44} {(many - one) / 40 * 1e3:8.1f} ms")
     began = time.perf_counter()
     pool = RunnerPool(1)
     await pool.start()

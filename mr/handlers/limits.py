@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """What one handler may use; 0 is no limit.
+    """What one handler may use; 0 is no limit (except for what it prints).
 
     ``memory_bytes`` of address space on top of the interpreter's, ``cpu_s`` seconds of processor and ``wall_s`` seconds
     of time for one run, ``open_files``, ``processes`` below the runner (looked at from time to time), and how many

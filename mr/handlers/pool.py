@@ -83,6 +83,8 @@ class RunnerPool:
 
     def release(self, runner: Runner) -> None:
         """Give a runner back. It is replaced if its last task spoiled it."""
+        if runner.is_running:
+            runner.kill("HandlerKilled", "It was given back before its end.")
         if not runner.is_usable or self._runners.get(runner.runner_id) is not runner:
             return
         while self._waiters:
@@ -116,6 +118,11 @@ class RunnerPool:
         if self._zygote is not None:
             self._zygote.send(order)
 
+    def give_up(self) -> None:
+        """A runner was to be killed long ago, so the zygote hangs (a handler may have stopped it): start all over."""
+        if self._zygote is not None:
+            self._zygote.kill()
+
     def watch(self) -> None:
         """A task began: look at running tasks from time to time."""
         if self._ticking is None and not self._is_closing:
@@ -123,7 +130,7 @@ class RunnerPool:
 
     def _tick(self) -> None:
         now = self.loop.time()
-        running = [runner for runner in self._runners.values() if runner._task is not None]
+        running = [runner for runner in self._runners.values() if runner.is_running]
         # Every runner is to be checked, so no any() over a generator here.
         is_watching = any([runner.check(now) for runner in running])
         if is_watching != self._is_watching:
@@ -179,7 +186,7 @@ class RunnerPool:
         if runner in self._idle:
             self._idle.remove(runner)
         # Its task may not have read all events yet; those are in memory, but what it printed is in the pipes.
-        if runner._task is None:
+        if not runner.is_running:
             runner.close()
 
     def _zygote_lost(self) -> None:

@@ -23,6 +23,7 @@ from mr.handlers.runner import CACHED_HANDLERS, CANCEL_SIGNAL
 MAX_FRAME_BYTES = MAX_PAIR_BYTES + 256 * 1024
 CANCEL_GRACE_S = 0.5
 LOST_GRACE_S = 0.1
+KILL_GRACE_S = 5.0
 WATCHED_AFTER_S = 0.1
 
 _READ_BYTES = 256 * 1024
@@ -45,6 +46,9 @@ class Pool(Protocol):
     def watch(self) -> None:
         """A task began: have :meth:`Runner.check` called from time to time."""
 
+    def give_up(self) -> None:
+        """The zygote does not do what it is told: start all over."""
+
 
 class Runner:
     """One runner process, held by whoever acquired it."""
@@ -65,6 +69,8 @@ class Runner:
         self._why: tuple[str, str] | None = None
         self._cancelling: asyncio.TimerHandle | None = None
         self._lost: asyncio.TimerHandle | None = None
+        self._overdue: asyncio.TimerHandle | None = None
+        self._is_closed = False
         self._events: deque[Event] = deque()
         self._queued = 0
         self._is_paused = False
@@ -138,6 +144,13 @@ class Runner:
             self._why = (exception_type, message)
         if not self._is_gone:
             self._pool.order(zygote.Kill(self.runner_id))
+            if self._overdue is None:
+                self._overdue = self._loop.call_later(KILL_GRACE_S, self._pool.give_up)
+
+    @property
+    def is_running(self) -> bool:
+        """It has a task whose end was not told yet."""
+        return self._task is not None
 
     # --- for the pool --------------------------------------------------------------------------------------------
 
@@ -153,6 +166,8 @@ class Runner:
     def exited(self, status: int | None, was_crowded: bool) -> None:
         """The process is gone; None: with its zygote."""
         self._is_gone = True
+        if self._overdue is not None:
+            self._overdue.cancel()
         self.is_usable = False
         self._loop.remove_reader(self._socket)
         self._stop_writing()
@@ -165,13 +180,16 @@ class Runner:
         self._notify()
 
     def close(self) -> None:
-        """Let go of the descriptors."""
+        """Let go of the descriptors. May be repeated."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         self._loop.remove_reader(self._socket)
         self._stop_writing()
         self._socket.close()
         self._out.close()
         self._err.close()
-        for timer in (self._cancelling, self._lost):
+        for timer in (self._cancelling, self._lost, self._overdue):
             if timer is not None:
                 timer.cancel()
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from mr.errors import RunnerBroken
 from mr.handlers.compiler import MAX_PAIR_BYTES, Context, HandlerContractError, Output, Session, brief, compile_handler
 from mr.handlers.processors.base import Program
 from mr.handlers.protocol import Children, Direction, Failed, Finished, Input, Task
@@ -210,7 +211,10 @@ class Runner:
                     self._programs.pop(oldest, None)
 
     def _program(self, version: str) -> tuple[Handler, Program]:
-        handler = self._handlers[version]
+        try:
+            handler = self._handlers[version]
+        except KeyError:
+            raise RunnerBroken(f"Version {version!r} of a handler was not sent, and is not known here.") from None
         program = self._programs.get(version)
         if program is None:
             program = self._programs[version] = compile_handler(handler)

@@ -134,7 +134,12 @@ class ZygoteProcess:
             await asyncio.wait_for(asyncio.shield(self._gone), _CLOSE_S)
         self.discard()
 
+    def kill(self) -> None:
+        """End it at once; ``lost`` is called as ever."""
+        self._process.kill()
+
     def discard(self) -> None:
+        """Let go of it, dead or alive."""
         self._is_open = False
         self._loop.remove_reader(self._control)
         self._control.close()

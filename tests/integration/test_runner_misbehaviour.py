@@ -308,6 +308,32 @@ def test_killing_the_zygote_costs_an_attempt_and_no_more() -> None:
     assert (failure.exception_type, failure.fatal) == ("HandlerKilled", True)
 
 
+def test_stopping_the_zygote_is_no_hang() -> None:
+    began = time.monotonic()
+    source = "import os, signal\nos.kill(os.getppid(), signal.SIGSTOP)\nwhile True: pass\n"
+    failure = misplayed(source, size=2, wall_s=0.3)
+    assert failure.exception_type == "HandlerTimeout"
+    assert time.monotonic() - began < 20
+
+
+def test_what_a_killed_handler_started_ends_with_it() -> None:
+    marker = f"started-{os.getpid()}"
+    source = f"""
+    import subprocess, sys
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)", {marker!r}]
+    subprocess.Popen(sleep)
+    subprocess.Popen(sleep, start_new_session=True)
+    while True: pass
+    """
+
+    async def test(pool: RunnerPool) -> None:
+        outcome = await play(pool, task(handler(source), wall_s=0.5))
+        assert outcome.failure.exception_type == "HandlerTimeout"
+        assert running(marker) == []
+
+    with_pool(test)
+
+
 # --- the channel ---------------------------------------------------------------------------------------------------
 
 FIND_CHANNEL = """
@@ -498,6 +524,22 @@ def test_a_run_that_nobody_follows_to_its_end_is_ended() -> None:
             await follow(runner, task(handler("return []\n")))
 
     with_pool(test)
+
+
+def test_a_runner_that_is_given_back_too_early_is_not_given_to_others() -> None:
+    async def test(pool: RunnerPool) -> None:
+        runner = await pool.acquire()
+        events = runner.run(task(handler("while True: pass\n")), [b"[]"])
+        running = asyncio.ensure_future(anext_of(events))
+        await until_async(lambda: runner.is_running)
+        pool.release(runner)
+        assert isinstance(await running, Failed)
+
+    with_pool(test)
+
+
+async def anext_of(events: Any) -> Any:
+    return await events.__anext__()
 
 
 def test_an_idle_runner_that_dies_is_replaced() -> None:
