@@ -23,9 +23,9 @@ class Task(_Frame, frozen=True, kw_only=True, tag=True, array_like=True):
     """Run one handler. Its input follows as ``Input`` frames; the last one says so.
 
     ``handler`` or ``combiner`` are None when the runner has their version already (see ``handler_version``).
-    ``session`` is JSON text of an object: what a reducer reads, and what a mapper starts with. ``partitions`` > 1 makes a
-    reducer see only the keys of its ``partition``. ``wall_s`` bounds this task in seconds; the limits of the pool hold
-    beside it. The end of the task carries its ``task_id``.
+    ``session`` is JSON text of an object: what a reducer reads, and what a mapper starts with. ``partitions`` > 1 makes
+    a reducer see only the keys of its ``partition``. ``wall_s`` bounds this task in seconds; the limits of the pool
+    hold beside it. The end of the task carries its ``task_id``.
     """
 
     task_id: int

@@ -235,10 +235,10 @@ class Runner:
 
     def _obituary(self, status: int | None, was_crowded: bool) -> Failed:
         name, message = "HandlerKilled", "The process that runners come from was ended."
-        if self._why is not None:
-            name, message = self._why
-        elif was_crowded:
+        if was_crowded:
             message = f"The handler started more than the {self._pool.limits.processes} processes that it may."
+        elif self._why is not None:
+            name, message = self._why
         elif status is not None and os.WIFEXITED(status):
             name = "HandlerExited"
             message = f"The handler ended its process with exit code {os.WEXITSTATUS(status)}."

@@ -34,6 +34,8 @@ WATCH_INTERVAL_S = 0.05
 SCAN_EVERY = 20
 """Without a sign of many new processes a full count is made only every that many intervals."""
 
+PROCESS_ROOM = 2000
+
 _COULD_NOT_FORK = 1 << 8
 
 PRELOADED = (subprocess,)
@@ -123,6 +125,7 @@ class Zygote:
             signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         system.adopt_orphans()
+        system.go_first()
         # Not to be killed at once with the worker: the runners' processes are to be ended first.
         system.die_with_parent(parent, signal.SIGHUP)
 
@@ -344,6 +347,7 @@ def _prepare_files(fds: list[int], open_files: int) -> int:
     limit = open_files if hard == resource.RLIM_INFINITY else min(open_files, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit_processes()
     high = fcntl.fcntl(channel, fcntl.F_DUPFD_CLOEXEC, max(64, limit - 100))
     null = os.open(os.devnull, os.O_RDWR)
     for fd, wanted in ((null, 0), (out, 1), (err, 2)):
@@ -351,6 +355,14 @@ def _prepare_files(fds: list[int], open_files: int) -> int:
     os.closerange(3, high)
     os.closerange(high + 1, high + 256)
     return high
+
+
+def _limit_processes() -> None:
+    """Bound the number of processes of the user, far above what there is. It does not bind root: only counting does."""
+    wanted = system.tasks_in_system() + PROCESS_ROOM
+    soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    if soft == resource.RLIM_INFINITY or soft > wanted:
+        resource.setrlimit(resource.RLIMIT_NPROC, (wanted, hard))
 
 
 def main(control_fd: int, parent: int, directory: str) -> None:
