@@ -327,7 +327,6 @@ class _Batch:
             states[key] = state
             versions.append(state.version)
             self._puts[key] = (put, state)
-            self._deletes.discard(key)
         for key in deletes:
             del states[key]
             self._puts.pop(key, None)
@@ -336,6 +335,7 @@ class _Batch:
 
     def store(self, history: int) -> None:
         """Writes the newest state of every key that changed, and the log."""
+        # Deletes first: a key that was deleted and then put by a later transaction is there in the end.
         if self._deletes:
             self._connection.executemany("DELETE FROM kv WHERE key = ?", [(key,) for key in self._deletes])
         if self._puts:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,7 @@ store.commit([Txn(puts=(Put("parent", b""),))])
 watch = store.watch([""], store.revision())
 pid = os.fork()
 if pid == 0:
+    assert store._file._writer is None, "SQLite forbids to use a connection of before a fork"
     store.commit([Txn(puts=(Put("child", b""),))])
     assert [entry.key for entry in store.list("")] == ["child", "parent"]
     sys.exit()
@@ -135,7 +137,10 @@ def told(process: subprocess.Popen[str]) -> str:
 
 def ended(process: subprocess.Popen[str]) -> int:
     with process:
-        return process.wait(LONG_S)
+        try:
+            return process.wait(LONG_S)
+        finally:
+            process.kill()
 
 
 def run(script: str, path: Path) -> None:
@@ -231,11 +236,43 @@ def test_watches_of_killed_processes_are_forgotten(tmp_path: Path) -> None:
     bells = tmp_path / "kv.db.bells"
     answerer = spawn(PREAMBLE + ANSWERER, tmp_path / "kv.db")
     assert told(answerer) == "ready"
-    assert len(list(bells.iterdir())) == 2
-    answerer.kill()
-    ended(answerer)
+    # One that was rung before, and one that was not.
     store.commit([Txn(puts=(Put("ask/1", b""),))])
+    unrung = spawn(PREAMBLE + ANSWERER, tmp_path / "kv.db")
+    assert told(unrung) == "ready"
+    assert len(list(bells.iterdir())) == 4
+    for process in (answerer, unrung):
+        process.kill()
+        ended(process)
+    store.commit([Txn(puts=(Put("ask/2", b""),))])
     assert list(bells.iterdir()) == []
+    store.close()
+
+
+def test_a_writer_gets_its_turn_the_moment_that_another_ends(tmp_path: Path) -> None:
+    first, second = SqliteStore(tmp_path / "kv.db"), SqliteStore(tmp_path / "kv.db")
+    waits = []
+    for _ in range(5):
+        with ThreadPoolExecutor(1) as pool:
+            with first._file.write():
+                waiting = pool.submit(lambda: (second.commit([Txn(puts=(Put("k", b""),))]), time.monotonic())[1])
+                # Long enough that SQLite's own waiting would by now look every 100 ms only.
+                time.sleep(0.4)
+                ending = time.monotonic()
+            waits.append(waiting.result(LONG_S) - ending)
+    first.close()
+    second.close()
+    assert sorted(waits)[2] < 0.02
+
+
+def test_a_write_that_is_broken_off_leaves_nothing(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "kv.db")
+    with pytest.raises(KeyboardInterrupt), store._file.write() as connection:
+        connection.execute("INSERT INTO kv VALUES ('k', '', 1, 1, 1, 0)")
+        raise KeyboardInterrupt
+    assert store.count("") == 0
+    store.commit([Txn(puts=(Put("a", b""),))])
+    assert [entry.key for entry in store.list("")] == ["a"]
     store.close()
 
 
