@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import random
-import time
-from collections.abc import Callable
+import asyncio
 
 from mr.config import Config
-from mr.engine.ops import Env, Settings
+from mr.engine.ops import Env
 from mr.engine.shell import Platform, Shell
 from mr.fs.base import Files
 from mr.fs.local import LocalFiles
 from mr.kv.base import Store
 from mr.kv.sqlite import SqliteStore
-from mr.model import ids
 from mr.queue.base import Queue
 from mr.queue.sqlite import SqliteQueue
+from mr.worker.worker import Worker
 
 
 def open_store(config: Config) -> Store:
@@ -51,18 +49,23 @@ def open_platform(config: Config) -> Platform:
     return Platform(open_store(config), open_queue(config), files)
 
 
-def make_env(config: Config, worker: str = "", lease: Callable[[], int] = lambda: 0) -> Env:
-    """What flows run in; ``lease`` gives the worker's current one."""
-    return Env(
-        Settings.of(config),
-        time.time,
-        ids.new_nonce,
-        random.random,
-        worker,
-        lease,
-        frozenset(config.system_capabilities),
-    )
+def make_env(config: Config) -> Env:
+    """What the flows of a front end or a command run in."""
+    return Env.of(config)
 
 
 def make_shell(platform: Platform) -> Shell:
     return Shell(platform)
+
+
+def run_worker(config: Config) -> int:
+    """Works until it is told to stop by SIGTERM or SIGINT; the exit code.
+
+    :raises InvalidConfig, StoreUnavailable, QueueUnavailable: it cannot begin.
+    """
+    platform = open_platform(config)
+    try:
+        asyncio.run(Worker(config, platform).run())
+    finally:
+        platform.close()
+    return 0

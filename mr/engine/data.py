@@ -67,7 +67,7 @@ def read(dataset: Dataset | None) -> Flow[list[bytes] | None]:
     """The pieces of a dataset; None where it, or its file, is gone."""
     if dataset is None:
         return None
-    if dataset.pairs is not None:
+    if dataset.file is None:
         return [bytes(dataset.pairs)]
     pieces: list[bytes] | None = yield ReadDataset(dataset)
     return pieces

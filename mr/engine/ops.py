@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -11,6 +13,7 @@ import msgspec
 from mr.config import Config
 from mr.handlers.protocol import Task
 from mr.kv.base import Compare
+from mr.model import ids
 from mr.model.entities import Record
 from mr.model.records import Dataset
 
@@ -215,3 +218,9 @@ class Env:
     lease: Callable[[], int] = lambda: 0
     """The worker's current lease."""
     capabilities: frozenset[str] = frozenset({"general"})
+
+    @classmethod
+    def of(cls, config: Config, worker: str = "", lease: Callable[[], int] = lambda: 0) -> Env:
+        """What flows run in outside of tests; ``lease`` gives the worker's current one."""
+        capabilities = frozenset(config.system_capabilities)
+        return cls(Settings.of(config), time.time, ids.new_nonce, random.random, worker, lease, capabilities)

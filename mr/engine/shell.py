@@ -21,7 +21,7 @@ from mr.errors import CorruptRecord, OutcomeUnknown, QueueUnavailable
 from mr.fs.base import Files, Writer
 from mr.kv.base import Entry, Outcome, Put, Store, Txn, Verdict
 from mr.model import keys
-from mr.model.entities import Record, decode, encode
+from mr.model.entities import Handler, Record, decode, encode
 from mr.model.records import Dataset, Manifest
 from mr.queue.base import Message, Queue
 
@@ -80,6 +80,7 @@ class Platform:
         self.store, self.queue, self.files = store, queue, files
         self._deliver = deliver
         self._manifests: OrderedDict[str, Manifest] = OrderedDict()
+        self._handlers: OrderedDict[str, Handler] = OrderedDict()
         self._chunks: OrderedDict[str, ops.Read[Any]] = OrderedDict()
         self._writers: dict[str, Writer] = {}
 
@@ -128,7 +129,7 @@ class Platform:
 
     def read_dataset(self, dataset: Dataset) -> list[bytes] | None:
         if dataset.file is None:
-            return [bytes(dataset.pairs or b"[]")]
+            return [bytes(dataset.pairs)]
         lines = self.files.lines(dataset.file)
         return None if lines is None else list(lines)
 
@@ -166,6 +167,27 @@ class Platform:
             if len(self._manifests) > self._CACHED:
                 self._manifests.popitem(last=False)
         return manifest
+
+    def handler(self, workflow: str, version: str) -> Handler:
+        """A handler by its version, from a cache where it was read before.
+
+        :raises CorruptRecord: there is none, though a manifest names it.
+        """
+        key = keys.source(workflow, version)
+        handler = self._handlers.get(key)
+        if handler is None:
+            [entry] = self.store.get([key])
+            if entry is None:
+                raise CorruptRecord(key, "a handler that a manifest names is missing")
+            handler = self._handlers[key] = decode(Handler, key, entry.value)
+            if len(self._handlers) > self._CACHED:
+                self._handlers.popitem(last=False)
+        return handler
+
+    def close(self) -> None:
+        """Lets go of everything. May be repeated."""
+        self.queue.close()
+        self.store.close()
 
 
 class _Waiting:

@@ -112,8 +112,12 @@ class Draft:
             jobs=self.jobs,
             steps=self.steps,
             handlers={name: handler.version for name, handler in self.handlers.items()},
-            capabilities={name: handler.required_capability for name, handler in self.handlers.items()},
+            capabilities={name: _capability(handler) for name, handler in self.handlers.items()},
         )
+
+
+def _capability(handler: Handler) -> str:
+    return "general" if handler.required_capability in ("", "none") else handler.required_capability
 
 
 def _known(table: Mapping[str, object]) -> str:

@@ -22,6 +22,9 @@ class Owner(Record, frozen=True, kw_only=True):
     worker: str
 
 
+_NOT_INLINE = msgspec.Raw(b"")
+
+
 class Dataset(Record, frozen=True, kw_only=True):
     """An ordered set of pairs: JSON text of a list inline, or the name of a spilled file.
 
@@ -29,7 +32,7 @@ class Dataset(Record, frozen=True, kw_only=True):
     """
 
     count: int
-    pairs: msgspec.Raw | None = None
+    pairs: msgspec.Raw = _NOT_INLINE
     file: str | None = None
     bytes: int = 0
 

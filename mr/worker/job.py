@@ -1,0 +1,151 @@
+"""One message at work: a flow whose operations are carried out on the event loop, and the runner that it uses."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+import msgspec
+
+from mr.engine import ops
+from mr.engine.shell import Platform
+from mr.errors import FilesUnavailable, RunnerBroken, StoreUnavailable
+from mr.handlers.pool import Runner, RunnerPool
+from mr.handlers.protocol import Event, Failed, Finished
+from mr.model.entities import Handler
+from mr.queue.base import Delivery
+from mr.worker.group import GroupCommit, Outbox
+
+_FIRST_PAUSE_S = 0.05
+_LAST_PAUSE_S = 2.0
+_WAIT_FOR_RUNNER_S = 0.5
+"""How long a claimed invocation waits for a runner before it is handed back, so that others may run it."""
+
+log = logging.getLogger(__name__)
+
+
+class Surroundings(Protocol):
+    """What a job uses of its worker."""
+
+    platform: Platform
+    pool: RunnerPool
+    commits: GroupCommit
+    wakes: Outbox[ops.Wake]
+    is_stopping: bool
+
+    def ran(self, seconds: float) -> None:
+        """A handler ran for so long."""
+
+
+class Job:
+    """``delivery`` is None where no message led here: a sweep."""
+
+    def __init__(self, worker: Surroundings, delivery: Delivery | None, workflow: str, request_id: str) -> None:
+        self._worker = worker
+        self.delivery, self.workflow, self.request_id = delivery, workflow, request_id
+        self.task: asyncio.Task[None] | None = None
+        self._runner: Runner | None = None
+        self._events: AsyncIterator[Event] | None = None
+        self._started = 0.0
+        self._is_ended = False
+
+    async def run(self, flow: ops.Flow[Any]) -> None:
+        """Runs the flow to its end.
+
+        :raises HandBack: what was claimed is given back, and the message should come again.
+        :raises Exception: whatever went wrong; what was claimed is let go.
+        """
+        answer: Any = None
+        problem: BaseException | None = None
+        try:
+            while True:
+                try:
+                    op = flow.send(answer) if problem is None else flow.throw(problem)
+                except StopIteration:
+                    return
+                answer, problem = None, None
+                try:
+                    answer = await self._perform(op)
+                except asyncio.CancelledError:
+                    # The worker stops, or must: the flow gives back what it holds, which takes a commit.
+                    problem = ops.HandBack()
+                except Exception as error:
+                    problem = error
+        finally:
+            await self._let_go()
+
+    def end(self) -> None:
+        """The request has ended: whatever is run for it is stopped. The flow finds out at its commit."""
+        self._is_ended = True
+        if self._runner is not None:
+            self._runner.cancel()
+
+    # --- operations -------------------------------------------------------------------------------------------------
+
+    async def _perform(self, op: ops.Op) -> Any:
+        if isinstance(op, ops.Commit):
+            return await self._worker.commits.commit(op.change)
+        if isinstance(op, ops.NextEvent):
+            return await self._next_event()
+        if isinstance(op, ops.Publish):
+            self._worker.wakes.add(*op.wakes)
+            return None
+        if isinstance(op, ops.Start):
+            return await self._start(op)
+        if isinstance(op, ops.Stop):
+            return await self._let_go()
+        return await self._ask(op)
+
+    async def _ask(self, op: ops.Op) -> Any:
+        """Reads, and all else that changes nothing when it is repeated: until it is answered."""
+        platform = self._worker.platform
+        pause = _FIRST_PAUSE_S
+        while True:
+            try:
+                if platform.store.local:
+                    return platform.perform(op)
+                return await asyncio.get_running_loop().run_in_executor(None, platform.perform, op)
+            except StoreUnavailable as error:
+                if self._worker.is_stopping:
+                    raise
+                log.warning("the store does not answer, trying again: %s", error)
+            except FilesUnavailable as error:
+                if self._worker.is_stopping or isinstance(op, (ops.Spill, ops.Settle)):
+                    raise
+                log.warning("the shared files cannot be read, trying again: %s", error)
+            await asyncio.sleep(pause)
+            pause = min(_LAST_PAUSE_S, 2 * pause)
+
+    async def _start(self, op: ops.Start) -> None:
+        if self._is_ended:
+            raise ops.HandBack
+        handlers: list[Handler] = [
+            self._worker.platform.handler(op.task.workflow_name, version) for version in op.handlers
+        ]
+        combiner = handlers[1] if len(handlers) > 1 else None
+        task = msgspec.structs.replace(op.task, handler=handlers[0], combiner=combiner)
+        try:
+            self._runner = await asyncio.wait_for(self._worker.pool.acquire(), _WAIT_FOR_RUNNER_S)
+            self._events = self._runner.run(task, op.items)
+        except (TimeoutError, asyncio.TimeoutError, RunnerBroken) as error:
+            raise ops.HandBack from error
+        self._started = asyncio.get_running_loop().time()
+
+    async def _next_event(self) -> Event:
+        assert self._events is not None
+        event = await self._events.__anext__()
+        if isinstance(event, (Finished, Failed)):
+            self._worker.ran(asyncio.get_running_loop().time() - self._started)
+            await self._let_go()
+        return event
+
+    async def _let_go(self) -> None:
+        """Gives the runner back; one that is still busy is ended."""
+        events, runner = self._events, self._runner
+        self._events = self._runner = None
+        if events is not None:
+            await events.aclose()  # type: ignore[attr-defined]
+        if runner is not None:
+            self._worker.pool.release(runner)

@@ -1,0 +1,58 @@
+"""The worker's one lease: what it owns is its own for as long as it renews it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from mr.errors import StoreUnavailable
+from mr.kv.base import Store
+
+_SAFETY = 0.75
+"""The share of its time after which a lease that could not be renewed is taken for lost."""
+
+log = logging.getLogger(__name__)
+
+
+class Tenure:
+    """``clock`` is monotonic, in seconds. ``lost`` is called when whatever runs under the lease must be stopped."""
+
+    def __init__(self, store: Store, ttl: float, clock: Callable[[], float], lost: Callable[[], None]) -> None:
+        self._store, self._ttl, self._clock, self._lost = store, ttl, clock, lost
+        self._lease = 0
+        self._renewed = clock()
+
+    def begin(self) -> None:
+        """
+        :raises StoreUnavailable: no lease could be had.
+        """
+        asked = self._clock()
+        self._lease = self._store.grant(self._ttl)
+        self._renewed = asked
+
+    def lease(self) -> int:
+        """The current lease. One that was lost may still be answered; the store refuses what is put under it."""
+        return self._lease
+
+    def renew(self) -> None:
+        """Call it at least four times in the lease's time."""
+        asked = self._clock()
+        try:
+            if self._store.keep_alive(self._lease):
+                self._renewed = asked
+                return
+            log.warning("the worker's lease is gone: what runs is stopped and will be run again")
+            self._lost()
+            self.begin()
+        except StoreUnavailable as error:
+            log.warning("the worker's lease could not be renewed: %s", error)
+            if asked - self._renewed > _SAFETY * self._ttl:
+                # Before it expires and another worker takes over what still runs here.
+                self._lost()
+
+    def end(self) -> None:
+        """Lets go of everything that is owned under the lease."""
+        try:
+            self._store.revoke(self._lease)
+        except StoreUnavailable as error:
+            log.warning("the worker's lease could not be ended; it will expire: %s", error)

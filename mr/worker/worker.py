@@ -1,0 +1,327 @@
+"""Consumes the topics of its workflows and capabilities, and works on so many messages side by side.
+
+One event loop does everything but the handlers themselves. While there is work, a worker holds a few messages more than
+it has runners, the more the shorter handlers run, so that runners need not wait and commits are grouped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+from collections import deque
+
+import msgspec
+
+from mr.config import Config
+from mr.engine.handle import handle
+from mr.engine.ops import Env, HandBack, Wake
+from mr.engine.shell import Body, Platform, to_message, topic
+from mr.errors import Compacted, QueueUnavailable, StoreError, StoreUnavailable
+from mr.handlers.limits import Limits
+from mr.handlers.pool import RunnerPool
+from mr.kv.base import Watch
+from mr.model import catalog, keys
+from mr.queue.base import Delivery
+from mr.worker.group import GroupCommit, Outbox
+from mr.worker.job import Job
+from mr.worker.sweeps import Sweeps
+from mr.worker.tenure import Tenure
+
+_VISIBILITY_S = 60.0
+_MOST_PER_RUNNER = 16
+_AHEAD_S = 0.02
+"""How much work a runner should have before it, in seconds."""
+_POLL_S = 2.0
+_DRAIN_S = 10.0
+_HAND_BACK_S = 5.0
+_TROUBLE_PAUSE_S = 5.0
+
+log = logging.getLogger(__name__)
+
+
+def worker_name() -> str:
+    """Host, process and something random: a restarted worker is another one."""
+    return f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(2)}"
+
+
+def _limits(config: Config) -> Limits:
+    return Limits(
+        memory_bytes=config.runner_memory_bytes,
+        wall_s=config.runner_wall_s,
+        open_files=config.runner_open_files,
+        processes=config.runner_processes,
+        output_bytes=config.runner_output_bytes,
+    )
+
+
+class Worker:
+    """One worker process: build it, then ``await run()`` in its event loop."""
+
+    def __init__(self, config: Config, platform: Platform) -> None:
+        self.name = worker_name()
+        self.platform = platform
+        self.is_stopping = False
+        self._config = config
+        self._runners = config.runners
+        self._depth = 1
+        self._mean_s = _AHEAD_S
+        self._backlog: deque[Delivery] = deque()
+        self._jobs: set[Job] = set()
+        self._workflows: tuple[str, ...] = ()
+        self._is_pumping = False
+        self._idle_since: float | None = None
+
+    async def run(self) -> None:
+        """Works until SIGTERM or SIGINT, then drains in order.
+
+        :raises StoreUnavailable, QueueUnavailable, RunnerBroken: it cannot begin.
+        """
+        loop = self._loop = asyncio.get_running_loop()
+        store, queue = self.platform.store, self.platform.queue
+        self._stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        self._tenure = Tenure(store, self._config.lease_s, loop.time, self._lost)
+        self._tenure.begin()
+        env = self._env = Env.of(self._config, self.name, self._tenure.lease)
+        factory = self._config.workflow_scope_factory_fq_class or None
+        self.pool = RunnerPool(self._runners, _limits(self._config), factory)
+        await self.pool.start()
+        self.commits = GroupCommit(store, loop)
+        self.wakes: Outbox[Wake] = Outbox(loop, self._publish)
+        self._finished: Outbox[Delivery] = Outbox(loop, self._finish)
+        most = self._runners * _MOST_PER_RUNNER
+        self._consumer = queue.consumer(self._config.channel, max_in_flight=most, visibility=_VISIBILITY_S)
+        self._sweeps = Sweeps(self, env)
+        self._watch: Watch | None = None
+        self._follow()
+        loop.add_reader(self._consumer.fileno(), self._pump_soon)
+        timers = [
+            asyncio.create_task(self._every(self._config.lease_s / 5, self._tenure.renew)),
+            asyncio.create_task(self._every(_VISIBILITY_S / 4, self._touch)),
+            asyncio.create_task(self._every(_POLL_S, self._follow)),
+            asyncio.create_task(self._poll_queue()),
+            asyncio.create_task(self._sweeps.run()),
+        ]
+        log.info("worker %s is ready: %d runners, workflows: %s", self.name, self._runners, ", ".join(self._workflows))
+        await self._stop.wait()
+        await self._drain(timers)
+
+    # --- what goes on by itself -------------------------------------------------------------------------------------
+
+    async def _every(self, pause: float, act: object) -> None:
+        while True:
+            await asyncio.sleep(pause)
+            act()  # type: ignore[operator]
+
+    async def _poll_queue(self) -> None:
+        while True:
+            self._pump_soon()
+            await asyncio.sleep(min(_POLL_S, max(0.005, self._consumer.idle_for())))
+
+    def _follow(self) -> None:
+        """Keeps the watch open, and looks itself now and then for what a watch may have missed."""
+        try:
+            if self._watch is None:
+                after = self.platform.store.revision()
+                self._watch = self.platform.store.watch([keys.CURRENT, keys.LIVE], after)
+                self._loop.add_reader(self._watch.fileno(), self._watched)
+            self._find_workflows()
+            self._watched()
+            self._find_ended()
+        except StoreError as error:
+            log.warning("the store cannot be followed, trying again: %s", error)
+
+    def _watched(self) -> None:
+        assert self._watch is not None
+        try:
+            events = self._watch.next(0)
+        except (Compacted, StoreUnavailable):
+            self._loop.remove_reader(self._watch.fileno())
+            self._watch.close()
+            self._watch = None
+            return
+        are_new = False
+        for event in events:
+            if event.key.startswith(keys.CURRENT):
+                are_new = True
+            elif event.value is None:
+                workflow, _, request_id = event.key.removeprefix(keys.LIVE).partition("/")
+                self._ended(workflow, request_id)
+        if are_new:
+            self._find_workflows()
+
+    def _find_workflows(self) -> None:
+        wanted = self._config.workflow_names
+        workflows = tuple(name for name in catalog.workflow_names(self.platform.store) if not wanted or name in wanted)
+        if workflows != self._workflows:
+            self._workflows = workflows
+            capabilities = self._config.system_capabilities
+            directions = ("map", "reduce")
+            self._consumer.subscribe(topic(w, d, c) for w in workflows for d in directions for c in capabilities)
+            self._sweeps.over(workflows)
+            self._pump_soon()
+
+    def _ended(self, workflow: str, request_id: str) -> None:
+        for job in self._jobs:
+            if job.request_id == request_id and job.workflow == workflow:
+                job.end()
+
+    def _find_ended(self) -> None:
+        requests = list({(job.workflow, job.request_id) for job in self._jobs if job.delivery is not None})
+        lives = self.platform.store.get([keys.live(workflow, request_id) for workflow, request_id in requests])
+        for (workflow, request_id), live in zip(requests, lives, strict=True):
+            if live is None:
+                self._ended(workflow, request_id)
+
+    def _lost(self) -> None:
+        """The lease is gone, or as good as gone: others may run what is run here."""
+        for job in self._jobs:
+            if job.task is not None and job.delivery is not None:
+                job.task.cancel()
+
+    def _touch(self) -> None:
+        deliveries = [*self._backlog, *(job.delivery for job in self._jobs if job.delivery is not None)]
+        try:
+            self._consumer.touch(deliveries)
+        except QueueUnavailable as error:
+            log.warning("messages could not be touched, they may come again: %s", error)
+
+    # --- messages ---------------------------------------------------------------------------------------------------
+
+    def ran(self, seconds: float) -> None:
+        """Learns how long handlers run, and from it how many messages to hold."""
+        self._mean_s += 0.2 * (seconds - self._mean_s)
+        self._depth = max(1, min(_MOST_PER_RUNNER, int(_AHEAD_S / max(self._mean_s, 1e-4))))
+
+    def has_room(self, for_s: float) -> bool:
+        """Whether runners have been waiting for messages for so long."""
+        return self._idle_since is not None and self._loop.time() - self._idle_since >= for_s
+
+    def restarts(self) -> int:
+        """How often the queue was lost and found again."""
+        return self._consumer.restarts()
+
+    def start(self, job: Job, flow: object) -> None:
+        """Begins to work on something; its end is taken care of."""
+        self._jobs.add(job)
+        job.task = asyncio.create_task(self._work(job, flow))
+
+    def _pump_soon(self) -> None:
+        if not self._is_pumping:
+            self._is_pumping = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._is_pumping = False
+        if self.is_stopping:
+            return
+        room = self._runners * self._depth - len(self._backlog) - len(self._jobs)
+        if len(self._backlog) <= self._runners * self._depth // 4 and room > 0:
+            try:
+                self._backlog += self._consumer.receive(room, 0)
+            except QueueUnavailable as error:
+                log.warning("the queue does not answer, trying again: %s", error)
+        while self._backlog and len(self._jobs) < self._runners * self._depth:
+            self._begin(self._backlog.popleft())
+        is_idle = not self._backlog and len(self._jobs) < self._runners
+        if not is_idle:
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = self._loop.time()
+
+    def _begin(self, delivery: Delivery) -> None:
+        try:
+            body = msgspec.json.decode(delivery.body, type=Body)
+        except msgspec.DecodeError as error:
+            log.warning("a message on %s that nobody can read is dropped: %s", delivery.topic, error)
+            self._finished.add(delivery)
+            return
+        workflow = delivery.topic.split(".")[1]
+        job = Job(self, delivery, workflow, body.request)
+        self.start(job, handle(self._env, workflow, body.request, body.invocation))
+
+    async def _work(self, job: Job, flow: object) -> None:
+        fields = {"workflow": job.workflow, "request": job.request_id}
+        try:
+            await job.run(flow)  # type: ignore[arg-type]
+        except HandBack:
+            self._requeue(job, 0.0)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("something went wrong with request %s of %s", job.request_id, job.workflow, extra=fields)
+            self._requeue(job, _TROUBLE_PAUSE_S)
+        else:
+            if job.delivery is not None:
+                self._finished.add(job.delivery)
+        finally:
+            self._jobs.discard(job)
+            self._pump_soon()
+
+    def _requeue(self, job: Job, delay: float) -> None:
+        if job.delivery is None:
+            return
+        try:
+            self._consumer.requeue([job.delivery], delay)
+        except QueueUnavailable as error:
+            log.warning("a message could not be given back, it will come again by itself: %s", error)
+
+    def _finish(self, deliveries: list[Delivery]) -> None:
+        try:
+            self._consumer.finish(deliveries)
+        except QueueUnavailable as error:
+            log.warning("messages could not be finished, they will come again: %s", error)
+
+    def _publish(self, wakes: list[Wake]) -> None:
+        try:
+            self.platform.queue.publish([to_message(wake) for wake in wakes])
+        except QueueUnavailable as error:
+            log.warning("%d messages could not be sent, the sweep will: %s", len(wakes), error)
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    async def _drain(self, timers: list[asyncio.Task[None]]) -> None:
+        """Stops taking, lets handlers finish for a while, hands back the rest, and then lets go of everything."""
+        log.info("worker %s stops: %d invocations are let finish", self.name, len(self._jobs))
+        self.is_stopping = True
+        self._loop.remove_reader(self._consumer.fileno())
+        self._sweeps.stop()
+        renewing, *others = timers
+        for timer in others:
+            timer.cancel()
+        self._give_back_backlog()
+        await self._wait_for_jobs(_DRAIN_S)
+        for job in self._jobs:
+            if job.task is not None:
+                job.task.cancel()
+        await self._wait_for_jobs(_HAND_BACK_S)
+        self.commits.is_closing = True
+        await self._wait_for_jobs(1.0)
+        self.wakes.flush()
+        self._finished.flush()
+        renewing.cancel()
+        await asyncio.gather(*timers, return_exceptions=True)
+        await self.pool.close()
+        if self._watch is not None:
+            self._loop.remove_reader(self._watch.fileno())
+            self._watch.close()
+        self._consumer.close()
+        self._tenure.end()
+        log.info("worker %s has stopped", self.name)
+
+    def _give_back_backlog(self) -> None:
+        try:
+            self._consumer.requeue(list(self._backlog))
+        except QueueUnavailable as error:
+            log.warning("messages could not be given back, they will come again by themselves: %s", error)
+        self._backlog.clear()
+
+    async def _wait_for_jobs(self, seconds: float) -> None:
+        tasks = [job.task for job in self._jobs if job.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
