@@ -3,7 +3,7 @@
     python bench/kv_writers.py [--processes 1 2 4] [--group 1 16] [--seconds 3] [--durable]
 
 Each transaction has three compares and four puts, two of them of 200 bytes, as a step of an invocation has. A group is
-what one call of ``commit`` carries. The last line is the time that a write takes to wake another process.
+what one call of ``commit`` carries. The last line is the time from a write's beginning to its event in another process.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def write(path: Path, name: str, group: int, seconds: float, durable: bool, pipe
 
 
 def answer(path: Path, pipe: Connection) -> None:
-    """Says when it saw each write of another process; all processes of a machine share the clock."""
+    """Says when it saw each write of another process: they share a clock."""
     store = SqliteStore(path)
     watch = store.watch(["ring/"], store.revision())
     pipe.send("ready")
@@ -98,15 +98,15 @@ def measure_bell(rounds: int = 500) -> None:
         store = SqliteStore(Path(directory) / "kv.db")
         delays = []
         for _ in range(rounds):
+            begun = time.monotonic()
             store.commit([Txn(puts=(Put("ring/x", b"x"),))])
-            written = time.monotonic()
-            delays.append(here.recv() - written)
+            delays.append(here.recv() - begun)
         store.commit([Txn(puts=(Put("ring/x", b"end"),))])
         listener.join()
         store.close()
     delays.sort()
     print(
-        f"write to event in another process: median {delays[rounds // 2] * 1e3:.2f} ms, "
+        f"call of commit to event in another process: median {delays[rounds // 2] * 1e3:.2f} ms, "
         f"p99 {delays[rounds * 99 // 100] * 1e3:.2f} ms"
     )
 
