@@ -35,6 +35,8 @@ SCAN_EVERY = 20
 """Without a sign of many new processes a full count is made only every that many intervals."""
 
 PROCESS_ROOM = 2000
+"""How many processes and threads more than there are now an unprivileged user may come to have."""
+STRAYS_S = 1.0
 
 _COULD_NOT_FORK = 1 << 8
 
@@ -113,6 +115,7 @@ class Zygote:
         self._directories: dict[int, str] = {}
         self._cleaners: set[int] = set()
         self._crowded: set[int] = set()
+        self._has_strays = False
         self._is_watching = False
         self._quiet = 0
         self._until_scan = SCAN_EVERY
@@ -139,6 +142,9 @@ class Zygote:
                 timeout = None
                 if self._is_watching:
                     timeout = max(0.0, next_watch - time.monotonic()) * 1000
+                if self._has_strays:
+                    self._end_strays()
+                    timeout = 0.0
                 for fd, _ in poll.poll(timeout):
                     if fd == self._wake:
                         with contextlib.suppress(BlockingIOError):
@@ -286,8 +292,12 @@ class Zygote:
             self._cleaners.add(process)
 
     def _end_strays(self) -> None:
-        """Kill what ended runners left behind: all that is below this process and not below a runner."""
-        until = time.monotonic() + 2
+        """Kill what ended runners left behind: all that is below this process and not below a runner.
+
+        Some may fork faster than they are killed, so it is tried for a while, and again after other things.
+        """
+        self._has_strays = True
+        until = time.monotonic() + STRAYS_S
         while time.monotonic() < until:
             tree = system.children()
             strays = [
@@ -296,6 +306,7 @@ class Zygote:
                 if process not in self._runners and process not in self._cleaners
             ]
             if not strays:
+                self._has_strays = False
                 return
             for stray in strays:
                 for process in (stray, *system.descendants(stray, tree)):
