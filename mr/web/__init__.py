@@ -1,0 +1,1 @@
+"""The HTTP side: turns posts into requests, waits for their ends, and answers."""

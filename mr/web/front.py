@@ -1,0 +1,327 @@
+"""The front end without HTTP: accepts posts, waits for their requests to end, and tells how they stand."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from mr.config import Config
+from mr.engine import submit
+from mr.engine.ops import Env
+from mr.engine.shell import Platform, Shell
+from mr.errors import (
+    FilesUnavailable,
+    InvalidInput,
+    JobxError,
+    RequestCancelled,
+    RequestExpired,
+    RequestNotFound,
+)
+from mr.model import ids, keys, pairs
+from mr.model.entities import Failure, Invocation, Job, Request, decode
+from mr.model.records import Dataset, Done
+from mr.web import posts, results
+from mr.web.catalogs import Catalogs
+from mr.web.following import Ends, Follower
+from mr.web.parameters import check_arguments
+from mr.web.problems import HandlerFailed, NotReady
+
+LAST = "last"
+"""Stands for the newest request of a workflow."""
+
+MAX_KEY_CHARS = 255
+
+_KEY_HOLDS_S = 24 * 3600
+
+
+class Submitted(NamedTuple):
+    """``ended`` is None while the request runs. ``is_new``: it was made for this very post."""
+
+    request_id: str
+    is_new: bool
+    ended: Request | None
+
+
+class Progress(NamedTuple):
+    """How far the root invocation is. ``children`` is None until known; ``ended`` counts the ``failed`` ones too."""
+
+    state: str
+    children: int | None
+    ended: int
+    failed: int
+
+
+class Status(NamedTuple):
+    request: Request
+    progress: Progress | None
+    failure: Failure | None
+    """Why it failed, where it did."""
+
+
+class Front:
+    """One a process; :meth:`start` it after the process was forked. Safe to use from many threads or greenlets.
+
+    All methods raise StoreUnavailable when the store refuses; then nothing was changed.
+    """
+
+    def __init__(self, platform: Platform, config: Config, env: Env) -> None:
+        self.platform, self.config = platform, config
+        self._env = env
+        self._shell = Shell(platform)
+        self._catalogs = Catalogs(platform.store, config.workflow_names)
+        self._ends = Ends(platform.store)
+        self._follower = Follower(platform.store, [self._catalogs, self._ends])
+        self.is_draining = False
+
+    def start(self) -> None:
+        self._follower.start()
+
+    def drain(self) -> None:
+        """From now on nobody waits: those who do are told that their request still runs. May be repeated."""
+        self.is_draining = True
+        self._ends.wake_all()
+
+    def stop(self) -> None:
+        self.drain()
+        self._follower.stop()
+
+    # --- beginning a request ----------------------------------------------------------------------------------------
+
+    def post(
+        self,
+        workflow: str,
+        job_name: str,
+        body: bytes,
+        *,
+        wait_s: float,
+        is_blocking: bool = True,
+        idempotency_key: str | None = None,
+        context: dict[str, Any] | None = None,
+    ) -> Submitted:
+        """Accepts a post, and waits up to ``wait_s`` seconds for its request to end.
+
+        With an ``idempotency_key`` that was used before for the same body, the request of then is the one.
+
+        :raises WorkflowNotFound, JobNotFound: there is no such job.
+        :raises InvalidInput: the body, or an argument in it, cannot be taken.
+        :raises IdempotencyMismatch: the key was used with another body.
+        :raises RequestExpired: the key's request was removed.
+        :raises OutcomeUnknown: the store never said whether it took the request, whose ID is with it.
+        """
+        snapshot, job = self._catalogs.job(workflow, job_name)
+        post = posts.parse(body)
+        arguments = check_arguments(self._catalogs.parameters(snapshot, job), post.arguments)
+        text = pairs.pairs_text(arguments.items())
+        retention_s = self._retention_s(post, job)
+        request = submit.new_request(
+            workflow,
+            job_name,
+            snapshot.version,
+            self._env.clock(),
+            retention_s,
+            is_blocking,
+            post.name,
+            **(context or {}),
+        )
+        key = None if idempotency_key is None else _key(workflow, job_name, idempotency_key, body, retention_s)
+        with self._ends.of(workflow, request.request_id) as event:
+            flow = submit.submit(self._env, request, snapshot.manifest, text, len(arguments), key)
+            accepted = self._shell.run(flow, request.request_id)
+            if accepted.is_new:
+                # Nobody can have ended it yet who is not heard by that event.
+                ended = self._wait(workflow, request.request_id, event, wait_s) if wait_s > 0 else None
+                return Submitted(request.request_id, True, ended)
+        return Submitted(accepted.request_id, False, self.wait(workflow, accepted.request_id, wait_s))
+
+    def _retention_s(self, post: posts.Post, job: Job) -> int:
+        chosen = next(one for one in (post.retention_s, job.retention_s, self.config.retention_s) if one is not None)
+        return chosen if chosen < 0 else max(chosen, posts.MIN_RETENTION_S)
+
+    # --- waiting ----------------------------------------------------------------------------------------------------
+
+    def wait(self, workflow: str, request_id: str, seconds: float) -> Request | None:
+        """The ended request; None where it still runs after so many seconds.
+
+        :raises RequestExpired: it was removed.
+        """
+        with self._ends.of(workflow, request_id) as event:
+            event.set()
+            return self._wait(workflow, request_id, event, seconds)
+
+    def _wait(self, workflow: str, request_id: str, event: Any, seconds: float) -> Request | None:
+        deadline = time.monotonic() + seconds
+        while event.wait(0 if self.is_draining else max(0.0, deadline - time.monotonic())):
+            event.clear()
+            request = self._read(workflow, request_id)
+            if request is None or request.state == "expiring":
+                raise _expired(request_id)
+            if request.is_done:
+                return request
+            if self.is_draining:
+                break
+        return None
+
+    # --- asking for one ---------------------------------------------------------------------------------------------
+
+    def request(self, workflow: str, request_id: str) -> Request:
+        """The request as it stands; ``last`` is the newest of the workflow.
+
+        :raises WorkflowNotFound, RequestNotFound: there never was one of that ID.
+        :raises RequestExpired: it was removed, or is being removed.
+        """
+        if request_id == LAST:
+            self._catalogs.workflow(workflow)
+            newest = self.platform.store.list(keys.requests(workflow), limit=1, reverse=True)
+            if not newest:
+                raise RequestNotFound("request", LAST, f"The workflow {workflow!r} has none.")
+            request: Request | None = decode(Request, newest[0].key, newest[0].value)
+        elif ids.is_request_id(workflow, request_id):
+            request = self._read(workflow, request_id)
+        else:
+            self._catalogs.workflow(workflow)
+            raise RequestNotFound("request", request_id, "That is no ID of a request of this workflow.")
+        if request is None:
+            self._catalogs.workflow(workflow)
+            raise _expired(request_id)
+        if request.state == "expiring":
+            raise _expired(request_id)
+        return request
+
+    def _read(self, workflow: str, request_id: str) -> Request | None:
+        [entry] = self.platform.store.get([keys.request(workflow, request_id)])
+        return None if entry is None else decode(Request, entry.key, entry.value)
+
+    def status(self, request: Request) -> Status:
+        return Status(request, self._progress(request), self._failure(request))
+
+    def _progress(self, request: Request) -> Progress | None:
+        workflow, request_id, root_id = request.workflow_name, request.request_id, request.invocation_id
+        [entry] = self.platform.store.get([keys.invocation(workflow, request_id, root_id)])
+        if entry is None:
+            return None
+        root = decode(Invocation, entry.key, entry.value)
+        if root.state in ("ready", "running") or not root.mapped_count:
+            return Progress(root.state, root.mapped_count, 0, 0)
+        shards = range(self._env.settings.shards)
+        ended, failed = (
+            sum(entry.version for entry in self.platform.store.get(names) if entry is not None)
+            for names in (
+                [keys.count(workflow, request_id, root_id, root.epoch, shard) for shard in shards],
+                [keys.failed(workflow, request_id, root_id, root.epoch, shard) for shard in shards],
+            )
+        )
+        return Progress(root.state, root.mapped_count, ended, failed)
+
+    def _failure(self, request: Request) -> Failure | None:
+        if request.failed_invocation_id is None:
+            return None
+        key = keys.invocation(request.workflow_name, request.request_id, request.failed_invocation_id)
+        [entry] = self.platform.store.get([key])
+        error = None if entry is None else decode(Invocation, key, entry.value).error
+        if error is None:
+            return Failure(exception_type="Unknown", exception_message="The invocation's record says nothing.")
+        return error
+
+    def result(self, request: Request) -> Iterable[bytes]:
+        """The text of an ended request's result, in pieces.
+
+        :raises HandlerFailed: there is none, because a handler failed.
+        :raises RequestCancelled: there is none, because it was cancelled.
+        :raises RequestExpired: it was removed meanwhile.
+        :raises FilesUnavailable: an output cannot be read.
+        """
+        if request.state == "cancelled":
+            raise RequestCancelled(f"The request {request.request_id} was cancelled: it has no result.")
+        if request.state == "failed":
+            failure = self._failure(request)
+            assert failure is not None
+            raise HandlerFailed(request.request_id, request.failed_invocation_id or "", failure)
+        parts = self._outputs(request)
+        if parts is not None:
+            try:
+                return results.text(self.platform.files, parts)
+            except FilesUnavailable:
+                now = self._read(request.workflow_name, request.request_id)
+                if now is not None and now.state != "expiring":
+                    raise
+        raise _expired(request.request_id)
+
+    def _outputs(self, request: Request) -> list[Dataset] | None:
+        """The outputs of the root's reduces; None where they are gone."""
+        workflow, request_id = request.workflow_name, request.request_id
+        done = self._done(keys.result(workflow, request_id))
+        if done is None:
+            return None
+        if done.partitions <= 1:
+            return None if done.output is None else [done.output]
+        outputs = []
+        for partition in range(done.partitions):
+            part = self._done(keys.done(workflow, request_id, ids.reduce_of(request.invocation_id, partition)))
+            if part is None or part.output is None:
+                return None
+            outputs.append(part.output)
+        return outputs
+
+    def _done(self, key: str) -> Done | None:
+        [entry] = self.platform.store.get([key])
+        return None if entry is None else decode(Done, key, entry.value)
+
+    def cancel(self, request: Request) -> Request:
+        """Ends it, if it runs; answers how it stands then.
+
+        :raises RequestExpired: it was removed meanwhile.
+        """
+        try:
+            return self._shell.run(
+                submit.cancel(self._env, request.workflow_name, request.request_id), request.request_id
+            )
+        except RequestNotFound:
+            raise _expired(request.request_id) from None
+
+    # --- being ready ------------------------------------------------------------------------------------------------
+
+    def check_ready(self) -> None:
+        """
+        :raises NotReady: the store, the queue or the files cannot be used now.
+        """
+        unreachable = {}
+        for name, look in (
+            ("store", self._look_at_store),
+            ("queue", self._look_at_queue),
+            ("files", self._look_at_files),
+        ):
+            try:
+                look()
+            except JobxError as error:
+                unreachable[name] = str(error)
+        if self.is_draining:
+            unreachable["server"] = "It is stopping."
+        if unreachable:
+            raise NotReady(unreachable)
+
+    def _look_at_store(self) -> None:
+        self.platform.store.get([keys.CURRENT])
+
+    def _look_at_queue(self) -> None:
+        self.platform.queue.publish([])
+
+    def _look_at_files(self) -> None:
+        self.platform.files.create(f"ready.{secrets.token_hex(8)}").discard()
+
+
+def _expired(request_id: str) -> RequestExpired:
+    return RequestExpired(f"The request {request_id} has ended, and what belonged to it was removed.")
+
+
+def _key(workflow: str, job: str, text: str, body: bytes, retention_s: int) -> submit.Key:
+    """
+    :raises InvalidInput: such text is no key.
+    """
+    if not 1 <= len(text) <= MAX_KEY_CHARS:
+        raise InvalidInput(f"An Idempotency-Key has 1 to {MAX_KEY_CHARS} characters.", "Idempotency-Key")
+    holds_s = posts.MAX_RETENTION_S if retention_s < 0 else max(_KEY_HOLDS_S, retention_s)
+    digest = hashlib.sha256("\n".join((workflow, job, text)).encode("utf-8", "surrogateescape")).hexdigest()
+    return submit.Key(digest, hashlib.sha256(body).hexdigest(), holds_s)

@@ -1,0 +1,76 @@
+"""The body of a POST to a job."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, NamedTuple
+
+from mr.errors import InvalidInput
+from mr.web import strict_json
+
+MAX_RETENTION_S = 10 * 366 * 86400
+MIN_RETENTION_S = 60
+MAX_NAME_CHARS = 200
+
+_FIELDS = ("arguments", "input", "output", "writer", "notify", "retention_s", "name")
+_FUTURE = ("input", "output", "notify")
+
+
+class Post(NamedTuple):
+    """What was asked for. ``retention_s`` is None where the job or the platform decides; ``name`` is for people."""
+
+    arguments: dict[str, Any]
+    retention_s: int | None
+    name: str
+
+
+def parse(body: bytes) -> Post:
+    """An empty body has no arguments.
+
+    :raises InvalidInput: it is not strict JSON, no object, or has fields that a POST has not; ``parameter`` names one.
+    """
+    value = strict_json.parse(body) if body.strip() else {}
+    if not isinstance(value, dict):
+        raise InvalidInput('The body has to be a JSON object, as in {"arguments": {"name": "value"}}.')
+    for field in value:
+        if field not in _FIELDS:
+            raise InvalidInput(f"A POST has no field {field!r}. {_nearest(field)}", field)
+    for field in _FUTURE:
+        if value.get(field) is not None:
+            raise InvalidInput(f"This version of JobX does not take {field!r} yet: leave it out.", field)
+    if value.get("writer") not in (None, "inline"):
+        raise InvalidInput("This version of JobX has the writer 'inline' only: leave 'writer' out.", "writer")
+    return Post(_arguments(value.get("arguments")), _retention(value.get("retention_s")), _name(value.get("name")))
+
+
+def _nearest(field: str) -> str:
+    nearest = difflib.get_close_matches(field, _FIELDS, n=1)
+    if nearest:
+        return f"Did you mean {nearest[0]!r}?"
+    return f"There are: {', '.join(_FIELDS)}. What the job works on goes into 'arguments'."
+
+
+def _arguments(value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InvalidInput('\'arguments\' has to be an object, as in {"name": "value"}.', "arguments")
+    return value
+
+
+def _retention(value: Any) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not -1 <= value <= MAX_RETENTION_S:
+        raise InvalidInput(
+            f"'retention_s' has to be a whole number of seconds up to {MAX_RETENTION_S}, or -1 for ever.", "retention_s"
+        )
+    return value
+
+
+def _name(value: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str) or len(value) > MAX_NAME_CHARS:
+        raise InvalidInput(f"'name' has to be text of at most {MAX_NAME_CHARS} characters.", "name")
+    return value

@@ -1,0 +1,88 @@
+"""What only the HTTP side can go wrong with, and how every error is told: as ``application/problem+json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mr.errors import JobxError
+from mr.model.entities import Failure
+
+MAX_HEADER_CHARS = 1024
+
+_FACTS = ("parameter", "limit", "request_id", "invocation_id", "exception_type", "exception_message", "unreachable")
+"""Attributes of errors that a problem shows."""
+
+
+class Unauthorized(JobxError):
+    """There are API tokens, and the request has none of them."""
+
+    slug = "unauthorized"
+    status = 401
+
+
+class ForeignOrigin(JobxError):
+    """A browser sent the request for a page of another site."""
+
+    slug = "foreign-origin"
+    status = 403
+
+
+class WaitedTooLong(JobxError):
+    """A blocking POST reached the longest wait; its request goes on."""
+
+    slug = "waited-too-long"
+    status = 504
+
+    def __init__(self, request_id: str, seconds: float) -> None:
+        super().__init__(
+            f"The request did not end within {seconds:g} s (MR_MAX_WAIT_S). It goes on: ask for its result later, "
+            "or POST with ?blocking=false."
+        )
+        self.request_id = request_id
+
+
+class NotReady(JobxError):
+    """Something that this front end needs does not answer; ``unreachable`` names what."""
+
+    slug = "not-ready"
+    status = 503
+
+    def __init__(self, reasons: dict[str, str]) -> None:
+        super().__init__(" ".join(f"{name}: {reason}" for name, reason in reasons.items()))
+        self.unreachable = list(reasons)
+
+
+class HandlerFailed(JobxError):
+    """A request failed because a handler did."""
+
+    slug = "handler-failed"
+
+    def __init__(self, request_id: str, invocation_id: str, failure: Failure) -> None:
+        super().__init__(f"{failure.exception_type}: {failure.exception_message}")
+        self.request_id, self.invocation_id = request_id, invocation_id
+        self.exception_type, self.exception_message = failure.exception_type, failure.exception_message
+
+
+def document(slug: str, status: int, detail: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The members of a problem (RFC 9457)."""
+    return {
+        "type": f"urn:jobx:{slug}",
+        "title": slug.replace("-", " ").capitalize(),
+        "status": status,
+        "detail": detail,
+        **facts,
+    }
+
+
+def facts_of(error: JobxError) -> dict[str, Any]:
+    found = {name: getattr(error, name, None) for name in _FACTS}
+    return {name: fact for name, fact in found.items() if fact is not None}
+
+
+def header_text(text: str) -> str:
+    """One line of printable ASCII, at most :data:`MAX_HEADER_CHARS` long, for the value of a header."""
+    # Cut first: a message may be very long, and escapes only make it longer.
+    ascii_text = text[:MAX_HEADER_CHARS].encode("ascii", "backslashreplace").decode()
+    plain = "".join(char if " " <= char <= "~" else " " for char in ascii_text)
+    return " ".join(plain.split())[:MAX_HEADER_CHARS]

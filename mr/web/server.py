@@ -1,0 +1,158 @@
+"""Serves the front end with gunicorn."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import gunicorn.glogging
+from flask import Flask
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+
+from mr.config import Bind, Config
+from mr.errors import InvalidConfig, JobxError
+from mr.web.application import create_app
+from mr.web.front import Front
+from mr.web.worker import FrontWorker
+
+log = logging.getLogger(__name__)
+
+CONNECTIONS = 8192
+"""How many clients a process serves at a time. A client that waits for its request is one; it costs about 20 KiB."""
+
+GRACEFUL_S = 10
+"""How long answers may take that are under way when the server stops. Nobody waits for a request any more then."""
+
+KEEPALIVE_S = 75
+"""How long an idle connection is kept: longer than by nginx, so that it never sends into one that is closed."""
+
+BACKLOG = 2048
+
+_SPARE_DESCRIPTORS = 256
+
+
+def listen(bind: Bind) -> socket.socket:
+    """A socket that listens there, and that child processes inherit.
+
+    :raises InvalidConfig: somebody else does already, or it is no address of this machine.
+    """
+    family = socket.AF_INET6 if ":" in bind.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((bind.host, bind.port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise InvalidConfig(
+            f"MR_BIND is '{bind}', and nothing can listen there: {error.strerror}. Choose another address or port.",
+            "MR_BIND",
+        ) from error
+    listener.set_inheritable(True)
+    return listener
+
+
+def address_of(name: Any) -> str:
+    """``HOST:PORT`` or ``unix:PATH`` of a socket's name."""
+    if isinstance(name, tuple):
+        return str(Bind(name[0], name[1]))
+    return f"unix:{name.decode() if isinstance(name, bytes) else name}"
+
+
+class Logger(gunicorn.glogging.Logger):  # type: ignore[misc]
+    """Gunicorn's messages go where all others go."""
+
+    def setup(self, cfg: Any) -> None:
+        super().setup(cfg)
+        self.error_log.handlers.clear()
+        self.error_log.propagate = True
+
+
+class Program(BaseApplication):  # type: ignore[misc]
+    """What gunicorn runs. The application is made in each worker, after it was forked."""
+
+    def __init__(self, options: dict[str, Any], make_front: Callable[[], Front]) -> None:
+        self._options = options
+        self._make_front = make_front
+        self._front: Front | None = None
+        super().__init__()
+
+    def load_config(self) -> None:
+        for name, value in self._options.items():
+            # Gunicorns of different age have different settings.
+            if name in self.cfg.settings:
+                self.cfg.set(name, value)
+
+    def load(self) -> Flask:
+        try:
+            self._front = self._make_front()
+        except JobxError as error:
+            log.error("The front end cannot start: %s", error)
+            # Gunicorn would start another worker for ever; with this code it gives up.
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)
+        self._front.start()
+        return create_app(self._front)
+
+    def drain(self) -> None:
+        if self._front is not None:
+            self._front.drain()
+
+    def stop(self) -> None:
+        if self._front is not None:
+            self._front.stop()
+            self._front.platform.close()
+
+
+def serve(
+    config: Config,
+    make_front: Callable[[], Front],
+    listen_fd: int | None = None,
+    on_ready: Callable[[str], None] = lambda address: None,
+) -> None:
+    """Serves until SIGTERM or SIGINT, then exits with 0; with another code where it could not start.
+
+    ``make_front`` is called in each worker process. ``listen_fd`` is a listening socket to serve instead of
+    ``config.bind``. ``on_ready`` is called in each worker process, once it takes requests, with ``HOST:PORT`` or
+    ``unix:PATH``. The runtime has to be patched for greenlets (see ``patched``) before this module is imported.
+
+    :raises InvalidConfig: it would be open to others without tokens, or nothing can listen there.
+    """
+    config.check_exposure()
+    allow_descriptors(CONNECTIONS + _SPARE_DESCRIPTORS)
+    if listen_fd is None and not config.bind.path:
+        listen_fd = listen(config.bind).detach()
+
+    def ready(worker: FrontWorker) -> None:
+        on_ready(address_of(worker.sockets[0].getsockname()))
+
+    options = {
+        "bind": f"fd://{listen_fd}" if listen_fd is not None else str(config.bind),
+        "workers": config.web_processes,
+        "worker_class": FrontWorker,
+        "worker_connections": CONNECTIONS,
+        "backlog": BACKLOG,
+        "keepalive": KEEPALIVE_S,
+        "graceful_timeout": GRACEFUL_S,
+        # A worker gives a sign of life four times a second; a store that blocks for so long is broken.
+        "timeout": 120,
+        "logger_class": Logger,
+        "loglevel": "warning",
+        "accesslog": None,
+        "post_worker_init": ready,
+        "control_socket_disable": True,
+        "proc_name": "jobx",
+    }
+    Program(options, make_front).run()
+
+
+def allow_descriptors(number: int) -> None:
+    """Raises the limit of open files, which is often 1,024, as far as this user may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
