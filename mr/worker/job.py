@@ -35,8 +35,11 @@ class Surroundings(Protocol):
     wakes: Outbox[ops.Wake]
     is_stopping: bool
 
+    def starts(self) -> None:
+        """A handler begins to run."""
+
     def ran(self, seconds: float) -> None:
-        """A handler ran for so long."""
+        """A handler ended that ran for so long."""
 
 
 class Job:
@@ -48,6 +51,7 @@ class Job:
         self.task: asyncio.Task[None] | None = None
         self._runner: Runner | None = None
         self._events: AsyncIterator[Event] | None = None
+        self._loop = asyncio.get_running_loop()
         self._started = 0.0
         self._is_ended = False
 
@@ -131,13 +135,13 @@ class Job:
             self._events = self._runner.run(task, op.items)
         except (TimeoutError, asyncio.TimeoutError, RunnerBroken) as error:
             raise ops.HandBack from error
-        self._started = asyncio.get_running_loop().time()
+        self._started = self._loop.time()
+        self._worker.starts()
 
     async def _next_event(self) -> Event:
         assert self._events is not None
         event = await self._events.__anext__()
         if isinstance(event, (Finished, Failed)):
-            self._worker.ran(asyncio.get_running_loop().time() - self._started)
             await self._let_go()
         return event
 
@@ -146,6 +150,7 @@ class Job:
         events, runner = self._events, self._runner
         self._events = self._runner = None
         if events is not None:
+            self._worker.ran(self._loop.time() - self._started)
             await events.aclose()  # type: ignore[attr-defined]
         if runner is not None:
             self._worker.pool.release(runner)

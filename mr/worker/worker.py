@@ -35,6 +35,8 @@ _VISIBILITY_S = 60.0
 _MOST_PER_RUNNER = 16
 _AHEAD_S = 0.02
 """How much work a runner should have before it, in seconds."""
+_SHORT_S = 0.001
+_FINISH_AFTER_S = 0.005
 _POLL_S = 2.0
 _DRAIN_S = 10.0
 _HAND_BACK_S = 5.0
@@ -69,6 +71,7 @@ class Worker:
         self._runners = config.runners
         self._depth = 1
         self._mean_s = _AHEAD_S
+        self._running = 0
         self._backlog: deque[Delivery] = deque()
         self._jobs: set[Job] = set()
         self._workflows: tuple[str, ...] = ()
@@ -91,11 +94,11 @@ class Worker:
         factory = self._config.workflow_scope_factory_fq_class or None
         self.pool = RunnerPool(self._runners, _limits(self._config), factory)
         await self.pool.start()
-        self.commits = GroupCommit(store, loop)
+        self.commits = GroupCommit(store, loop, self._are_more_coming)
         self.wakes: Outbox[Wake] = Outbox(loop, self._publish)
-        self._finished: Outbox[Delivery] = Outbox(loop, self._finish)
+        self._finished: Outbox[Delivery] = Outbox(loop, self._finish, _FINISH_AFTER_S)
         most = self._runners * _MOST_PER_RUNNER
-        self._consumer = queue.consumer(self._config.channel, max_in_flight=most, visibility=_VISIBILITY_S)
+        self._consumer = queue.consumer(self._config.channel, max_in_flight=2 * most, visibility=_VISIBILITY_S)
         self._sweeps = Sweeps(self, env)
         self._watch: Watch | None = None
         self._follow()
@@ -193,8 +196,16 @@ class Worker:
 
     # --- messages ---------------------------------------------------------------------------------------------------
 
+    def starts(self) -> None:
+        """A runner is about to run a handler."""
+        self._running += 1
+
+    def _are_more_coming(self) -> bool:
+        return self._running > 0 and self._mean_s < _SHORT_S
+
     def ran(self, seconds: float) -> None:
         """Learns how long handlers run, and from it how many messages to hold."""
+        self._running -= 1
         self._mean_s += 0.2 * (seconds - self._mean_s)
         self._depth = max(1, min(_MOST_PER_RUNNER, int(_AHEAD_S / max(self._mean_s, 1e-4))))
 
