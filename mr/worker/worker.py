@@ -35,7 +35,7 @@ _VISIBILITY_S = 60.0
 _MOST_PER_RUNNER = 16
 _AHEAD_S = 0.02
 """How much work a runner should have before it, in seconds."""
-_SHORT_S = 0.001
+_SHORT_S = 0.003
 _FINISH_AFTER_S = 0.005
 _POLL_S = 2.0
 _DRAIN_S = 10.0
