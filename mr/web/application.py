@@ -17,7 +17,7 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from mr.errors import JobxError
 from mr.web.front import Front
 from mr.web.problems import ForeignOrigin, HandlerFailed, Unauthorized, document, facts_of, header_text
-from mr.web.views import Views
+from mr.web.views import Views, url_of
 
 log = logging.getLogger(__name__)
 
@@ -97,8 +97,7 @@ def answer_jobx_error(error: JobxError) -> Response:
     elif error.status == 503:
         response.headers["Retry-After"] = "1"
     elif error.status == 504 and request_id:
-        workflow = (request.view_args or {}).get("workflow", "")
-        response.headers["Location"] = f"{request.root_url}request/{workflow}/{request_id}"
+        response.headers["Location"] = url_of((request.view_args or {}).get("workflow", ""), request_id)
     if isinstance(error, HandlerFailed):
         response.headers["X-MR-EXCEPTION-TYPE"] = header_text(error.exception_type)
         response.headers["X-MR-EXCEPTION-MESSAGE"] = header_text(error.exception_message)

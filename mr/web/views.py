@@ -122,7 +122,7 @@ def as_json(value: Any, status: int = 200, headers: dict[str, str] | None = None
 
 
 def url_of(workflow: str, request_id: str, what: str = "") -> str:
-    return f"{request.root_url}request/{workflow}/{request_id}{what}"
+    return f"{request.scheme}://{request.host}{request.root_path}/request/{workflow}/{request_id}{what}"
 
 
 def running(workflow: str, request_id: str) -> Response:

@@ -70,6 +70,9 @@ class FrontWorker(GeventWorker):  # type: ignore[misc]
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
         self._idle.discard(sock)
+        # A client that sends its next request while the last one is being answered would never let others in: with a
+        # store of this machine nothing on the way has to wait.
+        gevent.sleep(0)
         try:
             super().handle_request(listener_name, req, sock, addr)
         finally:
