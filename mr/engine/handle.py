@@ -101,11 +101,12 @@ def _claim(env: Env, scene: Scene, sight: _Sight, record: Invocation, gate: tupl
     answer = yield Commit(change)
     token = answer.revision
     if not answer.ok:
-        if not answer.doubtful:
-            return None
-        # An earlier try of the same claim may have taken effect: only its nonce tells.
+        # After a doubt, an earlier try of the same claim may have taken effect: only its nonce tells.
         [own] = yield Get(((sight.own.key, Owner),))
-        if own.record is None or own.record.nonce != nonce:
+        if own.record is None:
+            # Nobody has it: the worker's lease may be gone, or things have moved on. Whoever comes next sees.
+            raise HandBack
+        if not answer.doubtful or own.record.nonce != nonce:
             return None
         token = own.created
     map_read = sight.map if sight.is_reduce else Read(sight.map.key, running, sight.map.created, token)

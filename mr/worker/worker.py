@@ -40,6 +40,7 @@ _FINISH_AFTER_S = 0.005
 _POLL_S = 2.0
 _DRAIN_S = 10.0
 _HAND_BACK_S = 5.0
+_HAND_BACK_PAUSE_S = 0.1
 _TROUBLE_PAUSE_S = 5.0
 
 log = logging.getLogger(__name__)
@@ -261,7 +262,7 @@ class Worker:
         try:
             await job.run(flow)  # type: ignore[arg-type]
         except HandBack:
-            self._requeue(job, 0.0)
+            self._requeue(job, 0.0 if self.is_stopping else _HAND_BACK_PAUSE_S)
         except asyncio.CancelledError:
             raise
         except Exception:
