@@ -213,3 +213,16 @@ class RunnerBroken(JobxError):
     """A runner process could not be started or spoke rubbish."""
 
     slug = "runner-broken"
+
+
+class GraphvizMissing(JobxError):
+    """A drawing was asked for, and graphviz, which draws it, is not installed where it was asked."""
+
+    slug = "graphviz-missing"
+    status = 501
+
+
+class DrawingFailed(JobxError):
+    """Graphviz could not draw, or took too long."""
+
+    slug = "drawing-failed"
