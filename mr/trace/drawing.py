@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import textwrap
 from collections.abc import Iterator
 from typing import Literal
 
@@ -117,7 +118,7 @@ def _group(parent: str, group: Group, request: Request) -> Iterator[str]:
     for node in _shown(group):
         yield from _node(node, request)
     if group.is_folded or group.total > len(group.nodes):
-        lines = [folded_line(group).plain, *(folded_line(below).plain for below in group.below)]
+        lines = [folded_line(one).plain for one in (group, *_all_below(group))]
         state = "failed" if group.states["failed"] else "done" if group.states["done"] == group.total else "running"
         if not group.is_folded:
             state = "ready"
@@ -126,6 +127,12 @@ def _group(parent: str, group: Group, request: Request) -> Iterator[str]:
         border = f', color="{_RED}"' if state == "failed" else ""
         looks = f'shape=box3d, style=filled, label={label}, fillcolor="{_fill(state)}"{border}'
         yield f"  {quoted(_folded_name(parent, group))} [{looks}];"
+
+
+def _all_below(group: Group) -> Iterator[Group]:
+    for below in group.below:
+        yield below
+        yield from _all_below(below)
 
 
 def _shown(group: Group) -> list[Node]:
@@ -172,13 +179,8 @@ def _looks(record: Invocation, request: Request) -> str:
 
 
 def _wrapped(text: str, width: int = 48) -> str:
-    """In lines of about that many characters; graphviz itself never breaks one."""
-    lines = [""]
-    for word in text.split(" "):
-        if lines[-1] and len(lines[-1]) + len(word) >= width:
-            lines.append("")
-        lines[-1] += (" " if lines[-1] else "") + word
-    return "\n".join(line[:120] for line in lines)
+    """In lines of at most that many characters; graphviz itself never breaks one."""
+    return "\n".join(textwrap.wrap(text, width))
 
 
 def _fill(state: str) -> str:

@@ -204,8 +204,12 @@ def _add_group(branch: RichTree, group: Group, request: Request, told: set[str])
     left_out = group.failing - len(group.failing_nodes)
     if left_out > 0:
         inner.add(Text(f"… and {left_out:,} more with failures", style="red"))
+    _add_below(inner, group)
+
+
+def _add_below(branch: RichTree, group: Group) -> None:
     for below in group.below:
-        inner.add(folded_line(below))
+        _add_below(branch.add(folded_line(below)), below)
 
 
 def folded_line(group: Group) -> Text:

@@ -95,8 +95,9 @@ class Group:
     """The invocations of one parent that are of one step and direction.
 
     ``states`` counts all of them by state, those that nobody has begun as ``ready``. ``nodes`` are all that were begun
-    or, of a folded group, those that fail (at most ``FAILING``) and a few samples; ``below`` then says what is below
-    all of them, added up by step and direction. ``failing`` are those that failed or have a failure below them.
+    or, of a folded group, those that fail (at most ``FAILING``) and a few samples; ``below`` then says what is directly
+    below all of them, added up by step and direction, and so on downwards. ``failing`` counts those that failed or
+    have a failure below them.
     """
 
     step_name: str
@@ -337,7 +338,7 @@ def _count(group: Group) -> int:
 
 
 def _inline(dataset: Dataset) -> list[bytes] | None:
-    return None if dataset.pairs is None else [bytes(dataset.pairs)]
+    return [bytes(dataset.pairs)] if dataset.file is None else None
 
 
 def _attach(store: Store, node: Node, parent: Node | None, read_dataset: ReadDataset) -> None:
