@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from flask import Flask, Response, g, request
 
 from mr import __version__
 from mr.errors import InvalidInput
+from mr.model import ids
 from mr.model.entities import Request
+from mr.trace import drawing
+from mr.trace.text import render as render_tree
+from mr.trace.tree import Tree
+from mr.trace.tree import as_json as tree_as_json
+from mr.trace.tree import load as load_tree
+from mr.web import pages
+from mr.web.aside import aside
 from mr.web.front import Front, Status
 from mr.web.problems import WaitedTooLong
 
 JSON = "application/json"
 HTML = "text/html"
+FORMS: dict[drawing.Format, str] = {"svg": "image/svg+xml", "png": "image/png"}
+DRAWINGS = {kind: form for form, kind in FORMS.items()}
+
+LINKS = {"result": "result", "tree": "tree", "drawing": "graph.svg"}
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+"""What pages and drawings hold came from users: nothing in it may run, or fetch anything."""
+
+PAGE_CHARS = 110
 
 _TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 _LOCAL_PEERS = ("", "127.0.0.1", "::1")
@@ -37,6 +54,8 @@ class Views:
             ("/request/<workflow>/<request_id>", "GET", self.show),
             ("/request/<workflow>/<request_id>", "DELETE", self.cancel),
             ("/request/<workflow>/<request_id>/result", "GET", self.result),
+            ("/request/<workflow>/<request_id>/tree", "GET", self.tree),
+            ("/request/<workflow>/<request_id>/graph.<any(svg, png, dot):form>", "GET", self.graph),
         ]
         for rule, method, view in rules:
             app.add_url_rule(rule, f"{method} {rule}", view, methods=[method])
@@ -71,15 +90,61 @@ class Views:
 
     def _request(self, workflow: str, request_id: str, *parameters: str) -> Request:
         query(*parameters)
-        if request_id != "last":
+        # What is no ID may hold anything, and has no place in a header.
+        if ids.is_request_id(workflow, request_id):
             g.request_id = request_id
         found = self._front.request(workflow, request_id)
         g.request_id = found.request_id
         return found
 
     def show(self, workflow: str, request_id: str) -> Response:
-        status = self._front.status(self._request(workflow, request_id))
-        return as_json(status_document(status))
+        found = self._request(workflow, request_id)
+        wanted = wanted_form()
+        if wanted in DRAWINGS:
+            response = self._drawing(found, DRAWINGS[wanted])
+        elif wanted == HTML:
+            response = self._page(self._front.status(found))
+        else:
+            response = as_json(status_document(self._front.status(found)))
+        response.vary.add("Accept")
+        return response
+
+    def _page(self, status: Status) -> Response:
+        tree = render_tree(self._tree(status.request), PAGE_CHARS)
+        found = status.request
+        html = pages.render(status, tree, links_of(found.workflow_name, found.request_id))
+        return Response(html, content_type=f"{HTML}; charset=utf-8", headers={"Content-Security-Policy": POLICY})
+
+    def tree(self, workflow: str, request_id: str) -> Response:
+        """With ``?data=true`` also the beginnings of the datasets."""
+        found = self._request(workflow, request_id, "data")
+        with_data = read_truth("data", request.args.get("data", "false"))
+        return as_json(tree_as_json(self._tree(found, with_data)))
+
+    def graph(self, workflow: str, request_id: str, form: drawing.Format | Literal["dot"]) -> Response:
+        return self._drawing(self._request(workflow, request_id), form)
+
+    def _drawing(self, found: Request, form: drawing.Format | Literal["dot"]) -> Response:
+        text = drawing.dot(self._tree(found))
+        if form == "dot":
+            return Response(text, content_type="text/vnd.graphviz; charset=utf-8")
+        return Response(
+            drawing.render(text, form), content_type=FORMS[form], headers={"Content-Security-Policy": POLICY}
+        )
+
+    def _tree(self, found: Request, with_data: bool = False) -> Tree:
+        platform = self._front.platform
+
+        def load() -> Tree:
+            return load_tree(
+                platform.store,
+                found.workflow_name,
+                found.request_id,
+                data=with_data,
+                read_dataset=platform.read_dataset if with_data else None,
+            )
+
+        return aside(platform.store.local, load)
 
     def result(self, workflow: str, request_id: str) -> Response:
         found = self._request(workflow, request_id)
@@ -125,6 +190,10 @@ def url_of(workflow: str, request_id: str, what: str = "") -> str:
     return f"{request.scheme}://{request.host}{request.root_path}/request/{workflow}/{request_id}{what}"
 
 
+def links_of(workflow: str, request_id: str) -> dict[str, str]:
+    return {name: url_of(workflow, request_id, f"/{path}") for name, path in LINKS.items()}
+
+
 def running(workflow: str, request_id: str) -> Response:
     url = url_of(workflow, request_id)
     return as_json({"request_id": request_id, "url": url, "result": None}, 202, {"Location": url})
@@ -138,7 +207,7 @@ def status_document(status: Status) -> dict[str, Any]:
     document["error"] = None if status.failure is None else msgspec.to_builtins(status.failure)
     url = url_of(found.workflow_name, found.request_id)
     document["url"] = url
-    document["links"] = {"result": f"{url}/result"}
+    document["links"] = links_of(found.workflow_name, found.request_id)
     return document
 
 
@@ -159,6 +228,15 @@ def query(*known: str) -> dict[str, str]:
             raise InvalidInput(f"The query parameter {name!r} is given {len(values)} times.", name)
         found[name] = values[0]
     return found
+
+
+def wanted_form() -> str:
+    """JSON unless something else is asked for; of pictures any, whichever kinds a browser lists for an image."""
+    accepted = request.accept_mimetypes
+    named = [kind.lower() for kind, quality in accepted if quality > 0]
+    if JSON not in named and HTML not in named and any(kind.startswith("image/") for kind in named):
+        return accepted.best_match([*DRAWINGS]) or next(iter(DRAWINGS))
+    return accepted.best_match([JSON, HTML], default=JSON)
 
 
 def read_truth(name: str, text: str) -> bool:

@@ -4,19 +4,42 @@ from __future__ import annotations
 
 import socket
 import time
+from contextlib import suppress
 from functools import partial
+from http import HTTPStatus
 from types import FrameType
 from typing import Any
 
 import gevent
+import msgspec
 from gevent.pool import Pool
 from gevent.server import StreamServer
+from gunicorn.http.errors import (
+    ExpectationFailed,
+    LimitRequestHeaders,
+    LimitRequestLine,
+    NoMoreData,
+    ParseException,
+    UnsupportedTransferCoding,
+)
 from gunicorn.workers.ggevent import GeventWorker
 
 from mr.handlers.system import die_with_parent
+from mr.web.problems import document, header_text
 
 _LOOK_S = 0.25
 """How late a worker notices that it has to stop."""
+
+_DISCARDED_BYTES = 64 << 20
+_DISCARDED_AT_ONCE = 64 << 10
+_DISCARDING_S = 10.0
+
+_STATUS = {
+    LimitRequestLine: HTTPStatus.REQUEST_URI_TOO_LONG,
+    LimitRequestHeaders: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    UnsupportedTransferCoding: HTTPStatus.NOT_IMPLEMENTED,
+    ExpectationFailed: HTTPStatus.EXPECTATION_FAILED,
+}
 
 
 class FrontWorker(GeventWorker):  # type: ignore[misc]
@@ -73,10 +96,39 @@ class FrontWorker(GeventWorker):  # type: ignore[misc]
         # A client that sends its next request while the last one is being answered would never let others in: with a
         # store of this machine nothing on the way has to wait.
         gevent.sleep(0)
-        try:
-            super().handle_request(listener_name, req, sock, addr)
-        finally:
-            self._idle.add(sock)
+        super().handle_request(listener_name, req, sock, addr)
+        if not self._is_read(req.body):
+            raise StopIteration
+        self._idle.add(sock)
+
+    def _is_read(self, body: Any) -> bool:
+        """Whether the body has been read to its end, after reading on for a while.
+
+        Gunicorn would read on for ever. Closing at once would take the answer away from a client that is still sending.
+        """
+        left = _DISCARDED_BYTES
+        with gevent.Timeout(_DISCARDING_S, False):
+            try:
+                while left > 0:
+                    data = body.read(_DISCARDED_AT_ONCE)
+                    if not data:
+                        return True
+                    left -= len(data)
+            except (OSError, ParseException, NoMoreData):
+                pass
+        return False
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """What could not be read as HTTP is answered as every other error is."""
+        if not isinstance(exc, ParseException):
+            super().handle_error(req, client, addr, exc)
+            return
+        status = next((status for kind, status in _STATUS.items() if isinstance(exc, kind)), HTTPStatus.BAD_REQUEST)
+        self.log.info("Something else than HTTP came. error=%r", exc)
+        body = msgspec.json.encode(document("invalid-http", status, header_text(str(exc)), {}))
+        head = f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: application/problem+json\r\n"
+        with suppress(OSError):
+            client.sendall(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
 
     def _stop_idle(self) -> None:
         """Connections that are kept for a next request, which will not be served, read the end of their input."""
