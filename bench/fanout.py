@@ -39,7 +39,8 @@ def main(sizes: list[int]) -> None:
                 peer.post("/", {"n": 1})
             bare = time.perf_counter() - started
             print(
-                f"{size:7} children: {seconds:6.2f} s, {size / seconds:6.0f}/s, {2 * size / seconds:6.0f} invocations/s, "
+                f"{size:7} children: {seconds:6.2f} s, {size / seconds:6.0f}/s, "
+                f"{2 * size / seconds:6.0f} invocations/s, "
                 f"{(store_bytes(served) - before) / size:5.0f} bytes a child; as many bare POSTs: {bare:.2f} s, "
                 f"ratio {seconds / bare:.2f}"
             )

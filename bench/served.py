@@ -30,7 +30,10 @@ jobs: {noop: {step: noop}, fan: {step: fan}}
         "def mapper(arguments):\n    yield MrConfigureToMap('leaf')\n"
         "    for _, count in arguments:\n        for number in range(count):\n            yield number, 1\n"
     ),
-    "leaf.py": "def mapper(arguments):\n    yield MrConfigureToReturn()\n    for _, value in arguments:\n        yield 'n', value\n",
+    "leaf.py": (
+        "def mapper(arguments):\n    yield MrConfigureToReturn()\n"
+        "    for _, value in arguments:\n        yield 'n', value\n"
+    ),
     "add.py": "def reducer(results):\n    for key, values in results:\n        yield key, sum(values)\n",
 }
 
