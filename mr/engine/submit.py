@@ -61,7 +61,7 @@ def submit(
     dataset = yield from gathering.dataset()
     answer = yield Commit(t.submit(request, root, dataset, idempotency))
     if not answer.ok:
-        twin = yield from _after_refusal(request, idempotency, key)
+        twin = yield from _after_refusal(request, idempotency, key, answer.doubtful)
         if twin is not None:
             return twin
     yield Publish((wake(scene, root.step_name, root_id),))
@@ -78,17 +78,16 @@ def _twin(earlier: Read[Idempotency], key: Key) -> Accepted:
 
 
 def _after_refusal(
-    request: Request, idempotency: tuple[str, int, Idempotency] | None, key: Key | None
+    request: Request, idempotency: tuple[str, int, Idempotency] | None, key: Key | None, doubtful: bool
 ) -> Flow[Accepted | None]:
-    """None: an earlier try of our own made the request after all."""
+    """None: an earlier try of our own made the request after all, whatever has become of it since."""
     if idempotency is not None and key is not None:
         [winner] = yield Get(((idempotency[0], Idempotency),))
-        if winner.record is not None and winner.record.request_id != request.request_id:
-            return _twin(winner, key)
-    [stored] = yield Get(((keys.request(request.workflow_name, request.request_id), Request),))
-    if stored.record is None or (stored.record != request and stored.record.context != request.context):
-        raise Conflict("The request could not be recorded. Try again.")
-    return None
+        if winner.record is not None:
+            return None if winner.record.request_id == request.request_id else _twin(winner, key)
+    elif doubtful:
+        return None
+    raise Conflict("The request could not be recorded. Try again.")
 
 
 def cancel(env: Env, workflow: str, request_id: str) -> Flow[Request]:

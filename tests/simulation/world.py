@@ -68,7 +68,7 @@ class Process:
 class Task:
     """A flow in progress. ``op`` is what it waits for; ``message`` the one it was woken by."""
 
-    __slots__ = ("answer", "dead", "events", "flow", "message", "name", "op", "process", "run_id")
+    __slots__ = ("answer", "dead", "events", "flow", "message", "name", "op", "process", "running")
 
     def __init__(self, process: Process, flow: Any, name: str, message: str = "") -> None:
         self.process, self.flow, self.name, self.message = process, flow, name, message
@@ -76,7 +76,7 @@ class Task:
         self.answer: Any = None
         self.op: Any = None
         self.events: list[Any] = []
-        self.run_id = 0
+        self.running = ""
 
 
 class Plan:
@@ -230,8 +230,9 @@ class World:
         arguments = json.dumps([["tokens", list(range(plan.tokens))]]).encode()
 
         def flow() -> Any:
-            accepted = yield from submit(self.envs[self.front], request, plan.manifest, arguments, 1, key)
-            self.answers[plan.name].add(accepted.request_id)
+            with contextlib.suppress(Conflict):  # the client is told to try again
+                accepted = yield from submit(self.envs[self.front], request, plan.manifest, arguments, 1, key)
+                self.answers[plan.name].add(accepted.request_id)
 
         self.spawn(self.front, flow(), "submit")
 
@@ -478,6 +479,7 @@ class World:
         rng, spec = self.rng, op.task
         self.counts["handler run"] += 1
         self.runs[spec.invocation_id] += 1
+        task.running = spec.invocation_id
         plan = self.plan_of[spec.request_id]
         level = ids.depth_of(spec.invocation_id)
         attempts = plan.steps[f"s{level}"].max_attempts
@@ -752,52 +754,61 @@ class World:
         return True
 
     def _run_one(self) -> None:
-        rng, ready = self.rng, self.ready
+        ready = self.ready
         if not ready:
             return
-        position = rng.randrange(len(ready))
+        position = self.rng.randrange(len(ready))
         task = ready[position]
         ready[position] = ready[-1]
         ready.pop()
-        if task.dead:
-            return
-        if task.op is not None:
-            if self.is_faulty and self.p_stall and rng.random() < self.p_stall:
-                self.counts["fault stall"] += 1
-                self.sequence += 1
-                heapq.heappush(self.sleeping, (self.now + rng.choice((10, 60, 300)), self.sequence, task))
-                return
-            op, task.op = task.op, None
-            gives_back = isinstance(op, (ops.Start, ops.NextEvent)) and self.is_faulty and rng.random() < 0.01
-            task.answer = ops.HandBack() if gives_back else self.perform(task, op)
+        if not task.dead and (task.op is None or self._carry_out(task)):
+            self._advance(task)
+
+    def _carry_out(self, task: Task) -> bool:
+        """Performs what the task waits for; False: it has stalled."""
+        rng = self.rng
+        if self.is_faulty and self.p_stall and rng.random() < self.p_stall:
+            self.counts["fault stall"] += 1
+            self.sequence += 1
+            heapq.heappush(self.sleeping, (self.now + rng.choice((10, 60, 300)), self.sequence, task))
+            return False
+        op, task.op = task.op, None
+        if isinstance(op, (ops.Start, ops.NextEvent)) and self.is_faulty and rng.random() < 0.01:
+            self.counts["fault handed back"] += 1
+            task.answer = ops.HandBack()
+            if isinstance(op, ops.NextEvent):
+                self.runs[task.running] -= 1  # cut short by the worker, which is no attempt and no loss
+        else:
+            task.answer = self.perform(task, op)
+        return True
+
+    def _advance(self, task: Task) -> None:
+        answer, task.answer = task.answer, None
         try:
-            if isinstance(task.answer, ops.HandBack):
-                self.counts["fault handed back"] += 1
-                op = task.flow.throw(task.answer)
-            else:
-                op = task.flow.send(task.answer)
+            op = task.flow.throw(answer) if isinstance(answer, ops.HandBack) else task.flow.send(answer)
         except (StopIteration, ops.HandBack):
             task.process.tasks.pop(task, None)
             return
-        task.answer = None
         if isinstance(op, int):
             self.sequence += 1
             heapq.heappush(self.sleeping, (self.now + op, self.sequence, task))
         elif isinstance(op, ops.Commit):
-            if "no-abandon" in self.mutations and op.change.name == "abandon":
-                task.answer = ops.Committed(True)
-                ready.append(task)
-                return
-            change = op.change
-            if "exceed-keeps-open" in self.mutations and change.name == "exceed":
-                change = change._replace(writes=tuple(w for w in change.writes if not w.key.startswith("seal/")))
-            if "children-before-seal" in self.mutations and change.name == "seal":
-                self._send_children(change)
-            task.op = Pending(change, task.process, task)
-            task.process.pending.append(task.op)
+            self._begin_commit(task, op.change)
         else:
             task.op = op
-            ready.append(task)
+            self.ready.append(task)
+
+    def _begin_commit(self, task: Task, change: ops.Change) -> None:
+        if "no-abandon" in self.mutations and change.name == "abandon":
+            task.answer = ops.Committed(True)
+            self.ready.append(task)
+            return
+        if "exceed-keeps-open" in self.mutations and change.name == "exceed":
+            change = change._replace(writes=tuple(w for w in change.writes if not w.key.startswith("seal/")))
+        if "children-before-seal" in self.mutations and change.name == "seal":
+            self._send_children(change)
+        task.op = Pending(change, task.process, task)
+        task.process.pending.append(task.op)
 
     def _send_children(self, change: ops.Change) -> None:
         mapped, sealed = change.writes[0].record, change.writes[1].record
