@@ -1,0 +1,346 @@
+"""``jobx dev``: front end and worker in one command, with a directory whose every saved change is applied."""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from types import FrameType
+from typing import NamedTuple
+
+import click
+
+from mr.cli.directories import bring_in, lines
+from mr.cli.edge import Command, looks_in, message_of, say, warn
+from mr.cli.supervisor import Child
+from mr.config import Bind, Config
+from mr.errors import InvalidConfig, JobxError, StoreError
+from mr.kv.base import Store
+
+FIRST_PORT = 8080
+PORTS_TRIED = 1000
+LOOK_S = 0.1
+"""How often the directory and the children are looked at."""
+STOP_S = 15.0
+FRONT_STOP_S = 5.0
+"""How long the worker waits for the front end to stop before it stops as well."""
+DEATHS_AT_START = 3
+STORE_PAUSE_S = 1.0
+
+_BACKLOG = 2048
+
+
+@click.command(
+    cls=Command, example="$ jobx dev words\n$ jobx dev words --port 0 --runners 4 --data-dir /tmp/words-data"
+)
+@click.argument("directory", metavar="[DIR]", required=False)
+@click.option("--host", metavar="H", help="Where to listen; 127.0.0.1, if not given.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    metavar="P",
+    help=f"0: any that is free. Not given: the next free one from {FIRST_PORT}.",
+)
+@click.option("--runners", type=click.IntRange(1, 1024), metavar="N", help="How many handlers run at once.")
+@click.option("--data-dir", metavar="D", help="Where everything is kept.")
+def dev(directory: str | None, host: str | None, port: int | None, runners: int | None, data_dir: str | None) -> None:
+    """Start front end and worker, with the workflow in DIR.
+
+    Every change that is saved in DIR is applied; one that has a problem is told, and what was there before stays. The
+    first line on standard output, `JobX is ready at URL`, comes once requests are taken. SIGINT or SIGTERM stop it.
+    """
+    warn(os.environ)
+    environ = dict(os.environ)
+    if runners is not None:
+        environ["MR_RUNNERS"] = str(runners)
+    if data_dir is not None:
+        environ["MR_DATA_DIR"] = os.path.abspath(data_dir)
+    config = Config.read(environ)
+    looks_in(config)
+    address = choose(config, host, port)
+    environ["MR_BIND"] = str(Bind(address.host, address.port or FIRST_PORT))
+    config = Config.read(environ)
+    config.check_exposure()
+    code = run(config, environ, address, directory)
+    if code:
+        raise click.exceptions.Exit(code)
+
+
+# --- the address -------------------------------------------------------------------------------------------------
+
+
+class Address(NamedTuple):
+    """Where to listen. Without ``port``, at the next free one; ``asked`` is how a given one was."""
+
+    host: str
+    port: int | None
+    asked: str = ""
+
+
+def choose(config: Config, host: str | None, port: int | None) -> Address:
+    """
+    :raises InvalidConfig: the settings name a Unix socket.
+    """
+    is_set = "bind" in config.sources
+    if config.bind.path and (host is None or port is None):
+        raise InvalidConfig(
+            f"MR_BIND is '{config.bind}', and `jobx dev` listens on a host's port. Unset it, or give --host and "
+            "--port; `jobx server` and `jobx worker` serve a Unix socket.",
+            "MR_BIND",
+        )
+    host = host or config.bind.host
+    if port is not None:
+        return Address(host, port, f"--port {port}")
+    if is_set:
+        return Address(host, config.bind.port, f"MR_BIND={config.bind}")
+    return Address(host, None)
+
+
+def listen(address: Address) -> socket.socket:
+    """A socket that listens there. It stays open as long as we run, so that a restarted front end loses no client.
+
+    :raises InvalidConfig: the port is taken or forbidden, or the host is none of this machine.
+    """
+    if address.port is not None:
+        try:
+            return _listen(address.host, address.port)
+        except OSError as error:
+            shown = Bind(address.host, address.port)
+            raise InvalidConfig(
+                f"Nothing can listen on {shown} ({address.asked}): {error.strerror}. Choose another port, or leave it "
+                f"out to have the next free one from {FIRST_PORT}.",
+                "MR_BIND",
+            ) from error
+    for port in range(FIRST_PORT, FIRST_PORT + PORTS_TRIED):
+        try:
+            return _listen(address.host, port)
+        except OSError as error:
+            problem = error
+            if isinstance(error, socket.gaierror) or error.errno not in _TAKEN:
+                break
+    raise InvalidConfig(
+        f"Nothing can listen on {address.host} at a port from {FIRST_PORT}: {problem.strerror}. Give another --host, "
+        "or --port 0 for any port.",
+        "MR_BIND",
+    ) from problem
+
+
+_TAKEN = {errno.EADDRINUSE, errno.EACCES}
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    [(family, kind, protocol, _, name), *_] = socket.getaddrinfo(
+        host, port, socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM
+    )
+    listener = socket.socket(family, kind, protocol)
+    try:
+        # What a connection of the run before leaves behind does not keep the port.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(name)
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+# --- the directory -----------------------------------------------------------------------------------------------
+
+
+Signature = dict[str, tuple[int, int, int, int]]
+
+
+def signature(directory: str) -> Signature:
+    """What tells one state of the files from the next: times, size and identity of everything that may be read."""
+    found: Signature = {}
+    waiting = [directory]
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    if entry.name.startswith((".", "_")):
+                        continue
+                    with suppress(OSError):
+                        one = entry.stat()
+                        if not entry.is_dir():
+                            found[entry.path] = (one.st_mtime_ns, one.st_ctime_ns, one.st_size, one.st_ino)
+                        elif not entry.is_symlink():
+                            waiting.append(entry.path)
+        except OSError:
+            continue
+    return found
+
+
+class Watched:
+    """A directory whose saved changes are applied. One that cannot be is told, and tried again when it is changed."""
+
+    def __init__(self, directory: str, store: Store, say: Callable[[str], None]) -> None:
+        self._directory, self._store, self._say = directory, store, say
+        self._applied: Signature | None = None
+        self._seen: Signature | None = None
+        self._next = 0.0
+
+    def begin(self) -> None:
+        """Applies it for the first time.
+
+        :raises InvalidHandler: it cannot be read; all problems are told with it.
+        :raises JobxError: it cannot be applied.
+        """
+        self._applied = self._seen = signature(self._directory)
+        self._apply()
+
+    def look(self) -> None:
+        """Applies what was changed, once it has not changed since the last look: an editor may still be writing."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        found = signature(self._directory)
+        # A tree of very many files is looked at less often.
+        self._next = now + 10 * (time.monotonic() - now)
+        is_settled, self._seen = found == self._seen, found
+        if not is_settled or found == self._applied:
+            return
+        self._applied = found
+        try:
+            self._apply()
+        except StoreError as error:
+            self._say(f"{message_of(error)} The change of {self._directory} is tried again.")
+            self._applied, self._next = None, time.monotonic() + STORE_PAUSE_S
+        except JobxError as error:
+            self._say(f"{message_of(error)}\n{self._directory} is not applied: what was there before stays.")
+
+    def _apply(self) -> None:
+        from mr.handlers.files import read_directory
+
+        found = read_directory(self._directory)
+        for line in lines(found.workflow, bring_in(self._store, found)):
+            self._say(line)
+
+
+# --- the supervisor ----------------------------------------------------------------------------------------------
+
+
+class Signals:
+    """Counts the signals that ask to stop, and wakes whoever waits on its descriptor for them or for children."""
+
+    def __init__(self) -> None:
+        self.stops = 0
+        self._reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # nohup has it ignored.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._stop)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.stops += 1
+
+    def wait(self, seconds: float, also: list[int]) -> None:
+        readable, _, _ = select.select([self._reading, *also], [], [], seconds)
+        if self._reading in readable:
+            with suppress(BlockingIOError):
+                os.read(self._reading, 4096)
+
+
+def run(config: Config, environ: Mapping[str, str], address: Address, directory: str | None) -> int:
+    """Everything from the first look at the directory to the end; the exit code.
+
+    :raises JobxError: it cannot begin.
+    """
+    from mr import app
+
+    watched: Watched | None = None
+    store = app.open_store(config)
+    try:
+        if directory is not None:
+            watched = Watched(directory, store, say)
+            watched.begin()
+        listener = listen(address)
+        host, port = address.host, listener.getsockname()[1]
+        settings = {**environ, "MR_BIND": str(Bind(host, port))}
+        descriptor = listener.fileno()
+        front = Child("front end", ("serve", "main"), [f"--listen-fd={descriptor}"], settings, [descriptor], say)
+        worker = Child("worker", ("programs", "worker"), ["--quiet"], settings, [], say)
+        return Supervisor(front, worker, watched, Bind(host, port), listener).run()
+    finally:
+        store.close()
+
+
+class Supervisor:
+    """Keeps a front end and a worker running until it is told to stop."""
+
+    def __init__(
+        self, front: Child, worker: Child, watched: Watched | None, bind: Bind, listener: socket.socket
+    ) -> None:
+        self._front, self._worker, self._watched, self._bind = front, worker, watched, bind
+        self._listener = listener
+        self._is_told = False
+
+    def run(self) -> int:
+        signals = Signals()
+        children = (self._front, self._worker)
+        try:
+            for child in children:
+                child.start()
+            while not signals.stops:
+                pauses = [pause for child in children if (pause := child.due_in()) is not None]
+                signals.wait(min([LOOK_S, *pauses]), [child.fileno() for child in children if child.fileno() >= 0])
+                for child in children:
+                    child.look()
+                if self._watched is not None:
+                    self._watched.look()
+                if not self._is_told:
+                    if any(child.deaths >= DEATHS_AT_START for child in children):
+                        say("JobX cannot start: what was said above has to be put right first.")
+                        return self._stop(signals) or 1
+                    self._tell_when_ready()
+            return self._stop(signals)
+        finally:
+            for child in children:
+                child.kill()
+
+    def _tell_when_ready(self) -> None:
+        if self._front.is_ready and self._worker.is_ready and self._answers():
+            self._is_told = True
+            # Whoever started us may not care.
+            with suppress(OSError):
+                print(f"JobX is ready at http://{self._bind}", flush=True)
+
+    def _answers(self) -> bool:
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._bind.host, self._bind.host)
+        connection = http.client.HTTPConnection(host, self._bind.port, timeout=2)
+        try:
+            connection.request("GET", "/healthz")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def _stop(self, signals: Signals) -> int:
+        """The front end stops taking requests, then the worker lets handlers finish or hands them back."""
+        asked = signals.stops
+        begun = time.monotonic()
+        # While we held it, new clients would be kept waiting for nobody.
+        self._listener.close()
+        self._front.tell_to_stop()
+        is_worker_told = False
+        while True:
+            has_front_stopped = self._front.has_stopped()
+            took = time.monotonic() - begun
+            if (has_front_stopped or took > FRONT_STOP_S) and not is_worker_told:
+                is_worker_told = True
+                self._worker.tell_to_stop()
+            if has_front_stopped and self._worker.has_stopped():
+                return 0
+            if took > STOP_S or signals.stops > max(1, asked):
+                say("JobX was stopped before everything had ended in order.")
+                return 1
+            signals.wait(LOOK_S, [])

@@ -1,0 +1,66 @@
+"""``jobx apply`` and ``jobx diff``: a directory as a workflow."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from mr.cli import output
+from mr.cli.edge import Command, say, store
+from mr.model import catalog
+from mr.model.catalog import Difference, Draft
+
+if TYPE_CHECKING:
+    from mr.handlers.files import Directory
+    from mr.kv.base import Store
+
+
+def bring_in(opened: Store, found: Directory, *, dry: bool = False) -> list[Difference]:
+    """Makes the store equal to a directory, whole or not at all; answers what that changes."""
+
+    def edit(draft: Draft) -> None:
+        draft.handlers, draft.steps, draft.jobs = dict(found.handlers), dict(found.steps), dict(found.jobs)
+
+    return catalog.change(opened, found.workflow, edit, create=True, dry=dry)
+
+
+def lines(workflow: str, differences: list[Difference]) -> list[str]:
+    return [
+        f"{workflow}: {action} {kind}{'' if kind == 'workflow' else f' {name}'}" for action, kind, name in differences
+    ]
+
+
+def _run(directory: str, as_json: bool, dry: bool) -> None:
+    from mr.handlers.files import read_directory
+
+    found = read_directory(directory)
+    differences = bring_in(store(), found, dry=dry)
+    for path in found.skipped:
+        say(f"Skipped: {path}")
+    if as_json:
+        output.document({"workflow": found.workflow, "changes": [change._asdict() for change in differences]})
+        return
+    for line in lines(found.workflow, differences):
+        click.echo(line)
+    if not differences:
+        click.echo(f"{found.workflow}: nothing to change")
+
+
+@click.command(cls=Command, example="$ jobx apply words")
+@click.argument("directory", metavar="DIR")
+@click.option("--json", "as_json", is_flag=True, help="Print the changes as JSON.")
+def apply(directory: str, as_json: bool) -> None:
+    """Make a workflow in the store equal to a directory.
+
+    It is changed whole or, where anything in the directory has a problem, not at all.
+    """
+    _run(directory, as_json, dry=False)
+
+
+@click.command(cls=Command, example="$ jobx diff words")
+@click.argument("directory", metavar="DIR")
+@click.option("--json", "as_json", is_flag=True, help="Print the changes as JSON.")
+def diff(directory: str, as_json: bool) -> None:
+    """Say what `jobx apply` would change."""
+    _run(directory, as_json, dry=True)

@@ -1,0 +1,139 @@
+"""The one edge between commands and people: where errors become a message and an exit code.
+
+0: done. 1: the platform said no; one message on standard error says what, where it looked and what to do. 2: usage.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mr.config import Config, warnings
+from mr.errors import InvalidConfig, InvalidHandler, InvalidName, JobxError
+from mr.urls import masked_url
+
+if TYPE_CHECKING:
+    from mr.engine.shell import Platform
+    from mr.kv.base import Store
+
+_CONFIG = "mr.config"
+_LOOKED_IN = "mr.looked_in"
+
+_SETTINGS = {"help_option_names": ["-h", "--help"]}
+
+
+class _Example(click.Command):
+    """Shows an example at the end of its help."""
+
+    def __init__(self, *args: Any, example: str = "", **options: Any) -> None:
+        options.setdefault("context_settings", _SETTINGS)
+        super().__init__(*args, **options)
+        self.example = example
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.example:
+            with formatter.section("Example"):
+                for line in self.example.splitlines():
+                    formatter.write(f"  {line}\n")
+
+
+class Command(_Example):
+    """A command whose errors are told by the edge."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with told(ctx):
+            return super().invoke(ctx)
+
+
+class Group(_Example, click.Group):
+    """Commands under one name."""
+
+    command_class = Command
+
+
+@contextmanager
+def told(ctx: click.Context) -> Iterator[None]:
+    """Has an error of the platform end the program with a message and 1."""
+    try:
+        yield
+    except JobxError as error:
+        say(message_of(error, ctx.meta.get(_LOOKED_IN)))
+        raise click.exceptions.Exit(1) from None
+
+
+def message_of(error: JobxError, looked_in: str | None = None) -> str:
+    text = str(error)
+    if isinstance(error, InvalidHandler):
+        number = len(error.problems)
+        return f"{text}\nThere {'is a problem' if number == 1 else f'are {number} problems'}: nothing was changed."
+    if looked_in is None or isinstance(error, InvalidConfig | InvalidName):
+        return f"Error: {text}"
+    return f"Error: {text} (Looked in the store {looked_in}.)"
+
+
+def say(text: str) -> None:
+    """A message for whoever looks on, beside the output."""
+    # What handlers and names hold is not for the terminal to obey.
+    plain = "".join(char if char.isprintable() or char == "\n" else " " for char in text)
+    click.echo(plain, err=True)
+
+
+def config(*, is_quiet: bool = False) -> Config:
+    """The configuration of this program; the first time, unless ``is_quiet``, warnings are told.
+
+    :raises InvalidConfig: a variable has a value that JobX cannot run with.
+    """
+    meta = click.get_current_context().meta
+    if _CONFIG not in meta:
+        if not is_quiet:
+            warn(os.environ)
+        meta[_CONFIG] = Config.read(os.environ)
+    found: Config = meta[_CONFIG]
+    return found
+
+
+def warn(environ: Any) -> None:
+    for text in warnings(environ):
+        say(f"Warning: {text}")
+
+
+def looks_in(found: Config) -> None:
+    """What goes wrong from here on has to do with the store of that configuration."""
+    click.get_current_context().meta[_LOOKED_IN] = masked_url(found.kv_url)
+
+
+def store() -> Store:
+    """The store, closed when the command ends.
+
+    :raises InvalidConfig, StoreUnavailable: it cannot be opened.
+    """
+    from mr import app
+
+    found = config()
+    looks_in(found)
+    opened = app.open_store(found)
+    click.get_current_context().call_on_close(opened.close)
+    return opened
+
+
+def platform() -> Platform:
+    """Store, queue and files, closed when the command ends.
+
+    :raises InvalidConfig, StoreUnavailable, QueueUnavailable: they cannot be opened.
+    """
+    from mr import app
+
+    found = config()
+    looks_in(found)
+    opened = app.open_platform(found)
+    click.get_current_context().call_on_close(opened.close)
+    return opened
+
+
+def is_terminal() -> bool:
+    return sys.stdout.isatty()

@@ -1,0 +1,31 @@
+"""``jobx``: one program for everything."""
+
+from __future__ import annotations
+
+import click
+
+from mr import __version__
+from mr.cli import dev, directories, programs, requests
+from mr.cli.edge import Group
+
+
+@click.group(cls=Group, example="$ jobx dev words")
+@click.version_option(__version__, prog_name="jobx")
+def main() -> None:
+    """MapReduce behind a URL.
+
+    `jobx dev DIR` starts everything on this machine, with the workflow in DIR. Settings are MR_... variables of the
+    environment: see `jobx config`.
+    """
+
+
+for command in (
+    dev.dev,
+    programs.worker,
+    programs.server,
+    directories.apply,
+    directories.diff,
+    requests.group,
+    programs.show_config,
+):
+    main.add_command(command)

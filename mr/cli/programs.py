@@ -1,0 +1,94 @@
+"""``jobx worker``, ``jobx server`` and ``jobx config``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from contextlib import suppress
+
+import click
+
+from mr.cli import output
+from mr.cli.edge import Command, config, looks_in
+
+_WORKER_LOG = "mr.worker.worker"
+
+BOOT = (
+    # What lies about in the current directory must not stand in for a module of the same name.
+    "import sys; sys.path[:] = [path for path in sys.path if path]; "
+    "parent = int(sys.argv.pop(1)); "
+    "from mr.handlers.system import die_with_parent; "
+    # Before the imports that take their time.
+    "parent and die_with_parent(parent); "
+    "from mr.cli.{module} import {name} as program; sys.exit(program())"
+)
+
+
+def command_line(module: str, name: str, *arguments: str, parent: int = 0) -> list[str]:
+    """What starts a program of the package, in the interpreter that runs this one.
+
+    With ``parent``, its process ID, the program is killed when its parent ends.
+    """
+    return [sys.executable, "-c", BOOT.format(module=module, name=name), str(parent), *arguments]
+
+
+class _Ready(logging.Handler):
+    """Writes a line to a descriptor once the worker has logged that it is ready."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if " is ready" in record.msg:
+            with suppress(OSError):
+                os.write(self._descriptor, b"ready\n")
+
+
+@click.command(cls=Command, example="$ MR_RUNNERS=8 jobx worker")
+@click.option("--ready-fd", type=int, hidden=True)
+@click.option("--quiet", is_flag=True, help="Log warnings and errors only.")
+def worker(ready_fd: int | None, quiet: bool) -> None:
+    """Work on requests, until SIGINT or SIGTERM.
+
+    A worker consumes the messages of its workflows, for the capabilities that it has, and runs handlers in processes
+    apart from itself. It logs to standard error.
+    """
+    from mr import app
+    from mr.web import logs
+
+    found = config(is_quiet=quiet)
+    looks_in(found)
+    logs.to_stderr(logging.WARNING if quiet else logging.INFO)
+    if ready_fd is not None:
+        log = logging.getLogger(_WORKER_LOG)
+        log.setLevel(logging.INFO)
+        # The root's handler has a level of its own only so that these records do not pass it.
+        for handler in logging.getLogger().handlers:
+            handler.setLevel(logging.WARNING if quiet else logging.INFO)
+        log.addHandler(_Ready(ready_fd))
+    code = app.run_worker(found)
+    if code:
+        raise click.exceptions.Exit(code)
+
+
+@click.command(cls=Command, example="$ MR_BIND=127.0.0.1:8080 MR_WEB_PROCESSES=2 jobx server")
+def server() -> None:
+    """Serve the front end alone, until SIGINT or SIGTERM."""
+    found = config()
+    found.check_exposure()
+    sys.stdout.flush()
+    command = command_line("serve", "main")
+    os.execv(command[0], command)
+
+
+@click.command("config", cls=Command, example="$ MR_RETENTION_S=60 jobx config --json")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+def show_config(as_json: bool) -> None:
+    """Show every setting, and where it comes from. Secrets are masked."""
+    settings = config().describe()
+    if as_json:
+        output.document([setting._asdict() for setting in settings])
+    else:
+        output.table(["setting", "value", "source"], settings)

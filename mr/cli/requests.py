@@ -1,0 +1,306 @@
+"""``jobx request …`` and ``mr_kv_request_…``."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mr.cli import output
+from mr.cli.edge import Command, Group, config, is_terminal, platform, say, store
+from mr.errors import InvalidInput, RequestExpired, RequestNotFound
+from mr.kv.base import Store
+from mr.model import catalog, ids, keys
+from mr.model.entities import Parameter, Request, decode
+
+if TYPE_CHECKING:
+    from mr.engine.shell import Platform
+    from mr.web.front import Front
+
+LAST = "last"
+STATES = ("running", "done", "failed", "cancelled", "expiring")
+
+_PAGE = 200
+
+
+# --- finding -----------------------------------------------------------------------------------------------------
+
+
+def newest(opened: Store, workflow: str) -> Iterator[Request]:
+    """A workflow's requests, the newest first, read a page at a time."""
+    after, limit = "", 1
+    while page := opened.list(keys.requests(workflow), after=after, limit=limit, reverse=True):
+        for entry in page:
+            yield decode(Request, entry.key, entry.value)
+        # Most often it is the newest alone that is asked for.
+        after, limit = page[-1].key, _PAGE
+
+
+def newest_of(opened: Store, workflows: list[str]) -> Iterator[Request]:
+    """The requests of several workflows, the newest first."""
+    each = (newest(opened, workflow) for workflow in workflows)
+    return heapq.merge(*each, key=lambda request: request.request_id, reverse=True)
+
+
+def workflows_of(opened: Store, workflow: str | None) -> list[str]:
+    """That workflow, or all.
+
+    :raises WorkflowNotFound: there is none of that name.
+    """
+    if workflow is None:
+        return catalog.workflow_names(opened)
+    catalog.read(opened, workflow)
+    return [workflow]
+
+
+def find(opened: Store, workflow: str | None, request_id: str) -> Request:
+    """The request of that ID, or the newest for ``last``; without a workflow, of all.
+
+    An invocation's ID serves as that of its request.
+
+    :raises WorkflowNotFound, RequestNotFound: there never was such a one.
+    :raises RequestExpired: it was removed.
+    """
+    workflows = workflows_of(opened, workflow)
+    where = f"The workflow {workflow!r} has none" if workflow else "There is none in any workflow"
+    if request_id == LAST:
+        found = next(newest_of(opened, workflows), None)
+        if found is None:
+            raise RequestNotFound("request", LAST, f"{where}. POST to a job, or use mr_kv_request_create.")
+        return found
+    request_id = ids.request_of(request_id)
+    entries = opened.get([keys.request(one, request_id) for one in workflows])
+    requests = [decode(Request, entry.key, entry.value) for entry in entries if entry is not None]
+    if len(requests) > 1:
+        names = ", ".join(request.workflow_name for request in requests)
+        raise InvalidInput(f"The workflows {names} each have a request {request_id!r}: name the workflow.")
+    if requests:
+        return requests[0]
+    if any(ids.is_request_id(one, request_id) for one in workflows):
+        raise RequestExpired(
+            f"The request {request_id!r} is not there any more: it has ended, and its retention is over. "
+            "`jobx request list` shows those that there are."
+        )
+    raise RequestNotFound(
+        "request", request_id, f"That is no ID of a request{f' of {workflow!r}' if workflow else ''}: is it mistyped?"
+    )
+
+
+def _find_where(opened: Store, where: tuple[str, ...]) -> Request:
+    return find(opened, where[0] if len(where) > 1 else None, where[-1])
+
+
+def _check_where(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    if len(value) > 2:
+        raise click.UsageError("Give a request's ID or `last` and, before it, a workflow at most.", ctx)
+    return value
+
+
+_where = click.argument("where", nargs=-1, required=True, metavar="[WORKFLOW] ID|last", callback=_check_where)
+
+
+# --- showing -----------------------------------------------------------------------------------------------------
+
+
+def _list(workflow: str | None, states: tuple[str, ...], limit: int, as_json: bool) -> None:
+    opened = store()
+    found: list[Request] = []
+    for request in newest_of(opened, workflows_of(opened, workflow)):
+        if not states or request.state in states:
+            found.append(request)
+            if len(found) >= limit:
+                break
+    if as_json:
+        output.entities("request", [(request.request_id, request) for request in found])
+        return
+    output.table(["request", "workflow", "job", "state", "begun", "took", "name"], map(_row, found), right=["took"])
+
+
+def _row(request: Request) -> tuple[str, ...]:
+    from mr.trace.text import duration
+    from mr.trace.tree import seconds_of
+
+    seconds = seconds_of(request)
+    return (
+        request.request_id,
+        request.workflow_name,
+        request.job_name,
+        request.state,
+        time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(request.created_timestamp)),
+        "" if seconds is None else duration(seconds),
+        request.name,
+    )
+
+
+_state_option = click.option(
+    "--state", "states", type=click.Choice(STATES), multiple=True, help="Only those in that state; may be repeated."
+)
+_limit_option = click.option(
+    "--limit", type=click.IntRange(1), default=20, show_default=True, metavar="N", help="How many at most."
+)
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def show_tree(request: Request, opened: Store, *, as_json: bool, is_flat: bool) -> None:
+    from mr.trace import text, tree
+
+    found = tree.load(opened, request.workflow_name, request.request_id)
+    if as_json:
+        output.document(tree.as_json(found))
+    elif is_flat:
+        for line in text.flat(found):
+            click.echo(line)
+    elif is_terminal():
+        from rich.console import Console
+
+        # Rich knows of NO_COLOR and of terminals that have no colours.
+        console = Console()
+        click.echo(text.render(found, console.width, is_colored=console.color_system is not None), nl=False, color=True)
+    else:
+        click.echo(text.render(found), nl=False)
+
+
+@click.group("request", cls=Group, example="$ jobx request list words --state failed\n$ jobx request tree last")
+def group() -> None:
+    """Look at requests, and cancel them."""
+
+
+@group.command("list", example="$ jobx request list words --state failed --limit 5")
+@click.argument("workflow", required=False)
+@_state_option
+@_limit_option
+@_json_option
+def list_all(workflow: str | None, states: tuple[str, ...], limit: int, as_json: bool) -> None:
+    """List requests, the newest first: those of a workflow, or all."""
+    _list(workflow, states, limit, as_json)
+
+
+@group.command("get", example="$ jobx request get last")
+@_where
+def get(where: tuple[str, ...]) -> None:
+    """Print a request as JSON; `last` is the newest."""
+    request = _find_where(store(), where)
+    output.entity("request", request.request_id, request)
+
+
+@group.command("tree", example="$ jobx request tree last")
+@_where
+@click.option("--flat", "is_flat", is_flag=True, help="A line an invocation, none folded.")
+@_json_option
+def show(where: tuple[str, ...], is_flat: bool, as_json: bool) -> None:
+    """Show the invocations of a request as a tree; `last` is the newest.
+
+    More than eight invocations of one parent are folded to one line.
+    """
+    opened = store()
+    show_tree(_find_where(opened, where), opened, as_json=as_json, is_flat=is_flat)
+
+
+@group.command("cancel", example="$ jobx request cancel words last")
+@_where
+def cancel(where: tuple[str, ...]) -> None:
+    """End a running request; its handlers are stopped within a second."""
+    opened = platform()
+    _cancel(opened, _find_where(opened.store, where))
+
+
+def _cancel(opened: Platform, request: Request) -> None:
+    ended = _front(opened).cancel(request)
+    if request.state != "running" or ended.state != "cancelled":
+        say(f"The request {request.request_id} has ended already: it is {ended.state}.")
+    output.entity("request", ended.request_id, ended)
+
+
+# --- the classic names -------------------------------------------------------------------------------------------
+
+
+@click.command("list", cls=Command, example="$ mr_kv_request_list words --state running")
+@click.argument("workflow")
+@_state_option
+@_limit_option
+@_json_option
+def classic_list(workflow: str, states: tuple[str, ...], limit: int, as_json: bool) -> None:
+    """List the requests of a workflow, the newest first."""
+    _list(workflow, states, limit, as_json)
+
+
+@click.command("get", cls=Command, example="$ mr_kv_request_get words last")
+@click.argument("workflow")
+@click.argument("request_id")
+def classic_get(workflow: str, request_id: str) -> None:
+    """Print a request as JSON; `last` is the newest of the workflow."""
+    request = find(store(), workflow, request_id)
+    output.entity("request", request.request_id, request)
+
+
+@click.command("cancel", cls=Command, example="$ mr_kv_request_cancel words last")
+@click.argument("workflow")
+@click.argument("request_id")
+def classic_cancel(workflow: str, request_id: str) -> None:
+    """End a running request; `last` is the newest of the workflow."""
+    opened = platform()
+    _cancel(opened, find(opened.store, workflow, request_id))
+
+
+@click.command(cls=Command, example='$ mr_kv_request_create words wordcount -a text "to be or not to be" -a limit 3')
+@click.argument("workflow")
+@click.argument("job")
+@click.option(
+    "-a",
+    "--argument",
+    "given",
+    nargs=2,
+    multiple=True,
+    metavar="NAME VALUE",
+    help="An argument. Where the job declares its parameters, the value is cast to the declared type; otherwise it is "
+    "JSON if it can be read as JSON, and text if not. May be repeated.",
+)
+def create(workflow: str, job: str, given: tuple[tuple[str, str], ...]) -> None:
+    """Submit a request, and print it. It is worked on by whatever workers there are."""
+    names = [name for name, _ in given]
+    for name in names:
+        if names.count(name) > 1:
+            raise click.UsageError(f"The argument {name!r} is given twice.")
+    opened = platform()
+    front = _front(opened)
+    declared = _declared(opened, workflow, job)
+    arguments = {name: _value(declared.get(name), value) for name, value in given}
+    body = json.dumps({"arguments": arguments}).encode()
+    context = {"requester_ip": "127.0.0.1"}
+    submitted = front.post(workflow, job, body, wait_s=0, is_blocking=False, context=context)
+    request = front.request(workflow, submitted.request_id)
+    output.entity("request", request.request_id, request)
+
+
+def _front(opened: Platform) -> Front:
+    """The front end's own ways of accepting and cancelling, without HTTP."""
+    from mr import app
+    from mr.web.front import Front
+
+    found = config()
+    return Front(opened, found, app.make_env(found))
+
+
+def _declared(opened: Platform, workflow: str, job: str) -> dict[str, Parameter]:
+    """What the job's first mapper declares, by name; nothing where there is no such job, which submitting tells."""
+    manifest = catalog.read(opened.store, workflow).manifest
+    if job not in manifest.jobs:
+        return {}
+    version = manifest.handlers[manifest.steps[manifest.jobs[job].initial_step_name].map_handler_name]
+    return {parameter.name: parameter for parameter in opened.handler(workflow, version).parameters}
+
+
+def _value(parameter: Parameter | None, text: str) -> Any:
+    """The text as it is for a declared type, which it will be cast to; of others what it says as JSON, if it does."""
+    from mr.web import strict_json
+
+    if parameter is not None and parameter.type != "any":
+        return text
+    try:
+        return strict_json.parse(text.encode("utf-8", "surrogateescape"))
+    except InvalidInput:
+        return text
