@@ -12,8 +12,8 @@ from contextlib import suppress
 from mr.cli.programs import command_line
 
 FIRST_PAUSE_S = 0.1
-LONGEST_PAUSE_S = 10.0
-SETTLED_S = 10.0
+LONGEST_PAUSE_S = 5.0
+SETTLED_S = 1.0
 """A child that lived so long starts with the shortest pause again."""
 
 
