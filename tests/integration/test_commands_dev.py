@@ -1,0 +1,359 @@
+"""``jobx dev`` as it is installed: what it prints, keeps running, applies, and leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+import pytest
+
+PROGRAM = Path(sys.executable).parent / "jobx"
+DEADLINE_S = 30.0
+
+SPLIT = """def mapper(arguments):
+    yield MrConfigureToReturn()
+    for key, text in arguments:
+        for word in text.split():
+            yield word, 1
+"""
+ADD = """def reducer(results):
+    for word, counts in results:
+        yield word, sum(counts)
+"""
+SLOW = """import time
+
+def mapper(arguments):
+    yield MrConfigureToReturn()
+    for key, seconds in arguments:
+        time.sleep(seconds)
+        yield key, 1
+"""
+JOBS = """steps:
+    count: {map: split, reduce: add}
+    slow: {map: slow, reduce: add}
+jobs:
+    wordcount: {step: count}
+    slow: {step: slow}
+"""
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = DEADLINE_S) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"Not within {seconds:g} s: {what}")
+        time.sleep(0.01)
+    return found
+
+
+class Lines:
+    """The lines of a stream so far."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self.all: list[str] = []
+        self._thread = threading.Thread(target=self._drain, args=(stream,), daemon=True)
+        self._thread.start()
+
+    def _drain(self, stream: IO[str]) -> None:
+        with stream:
+            for line in stream:
+                self.all.append(line.rstrip("\n"))
+
+    def have(self, part: str) -> bool:
+        return any(part in line for line in self.all)
+
+    def end(self) -> list[str]:
+        self._thread.join(DEADLINE_S)
+        return self.all
+
+
+class Dev:
+    """A running ``jobx dev`` with a session of its own, and everything below it."""
+
+    def __init__(self, directory: Path, *arguments: str, **environ: str) -> None:
+        self.directory = directory
+        self.environ = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(directory),
+            "MR_DATA_DIR": str(directory / "data"),
+            "MR_RUNNERS": "2",
+            **environ,
+        }
+        self.process = subprocess.Popen(
+            [PROGRAM, "dev", *arguments],
+            cwd=directory,
+            env=self.environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        self.output, self.errors = Lines(self.process.stdout), Lines(self.process.stderr)
+        self.known: dict[int, psutil.Process] = {}
+
+    def until_ready(self) -> Dev:
+        def is_ready() -> bool:
+            assert self.process.poll() is None, self.errors.end()
+            return bool(self.output.all)
+
+        wait_for(is_ready, f"ready, and not {self.errors.all}")
+        prefix, _, self.port = self.output.all[0].rpartition(":")
+        assert prefix == "JobX is ready at http://127.0.0.1"
+        return self
+
+    def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        connection = http.client.HTTPConnection("127.0.0.1", int(self.port), timeout=DEADLINE_S)
+        with contextlib.closing(connection):
+            connection.request(method, path, None if body is None else json.dumps(body))
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read() or b"null")
+
+    def count(self, text: str = "to be or not to be") -> Any:
+        status, answer = self.call("POST", "/job/words/wordcount", {"arguments": {"text": text}})
+        assert status == 200, answer
+        return answer["result"]["pairs"]
+
+    def begin_slow(self, seconds: float) -> str:
+        """The path of a request whose handler sleeps, and is asleep."""
+        status, answer = self.call("POST", "/job/words/slow?blocking=false", {"arguments": {"a": seconds}})
+        assert status == 202
+        request_id = answer["request_id"]
+        wait_for(lambda: "running" in self.jobx("request", "tree", request_id).splitlines()[1], "the handler runs")
+        return str(request_id)
+
+    def jobx(self, *arguments: str) -> str:
+        done = subprocess.run(
+            [PROGRAM, *arguments], env=self.environ, capture_output=True, text=True, timeout=DEADLINE_S, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def children(self) -> list[psutil.Process]:
+        """The front end and the worker."""
+        return psutil.Process(self.process.pid).children()
+
+    def child(self, part: str) -> psutil.Process:
+        [found] = [child for child in self.children() if part in " ".join(child.cmdline())]
+        return found
+
+    def below(self) -> list[psutil.Process]:
+        """All processes that it, or what it started, has started so far."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for one in psutil.Process(self.process.pid).children(recursive=True):
+                self.known[one.pid] = one
+        return list(self.known.values())
+
+    def is_listening(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", int(self.port))) == 0
+
+    def end(self) -> int:
+        return self.process.wait(DEADLINE_S)
+
+    def close(self) -> None:
+        below = self.below()
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        for one in below:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        self.output.end()
+        self.errors.end()
+
+
+def all_gone(processes: list[psutil.Process]) -> bool:
+    return not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes)
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> Path:
+    directory = tmp_path / "words"
+    directory.mkdir()
+    (directory / "jobs.yaml").write_text(JOBS)
+    (directory / "split.py").write_text(SPLIT)
+    (directory / "add.py").write_text(ADD)
+    (directory / "slow.py").write_text(SLOW)
+    return directory
+
+
+Start = Callable[..., Dev]
+
+
+@pytest.fixture
+def start(tmp_path: Path, words: Path) -> Iterator[Start]:
+    started: list[Dev] = []
+
+    def start_one(*arguments: str, **environ: str) -> Dev:
+        started.append(Dev(tmp_path, *(arguments or ("words", "--port", "0")), **environ))
+        return started[-1]
+
+    yield start_one
+    for one in started:
+        one.close()
+
+
+def test_once_it_is_ready_requests_are_answered_and_it_stops_in_order(start: Start) -> None:
+    dev = start().until_ready()
+    assert dev.count() == [["be", 2], ["not", 1], ["or", 1], ["to", 2]]
+    assert "count reduce done" in dev.jobx("request", "tree", "last")
+    below = dev.below()
+    dev.process.terminate()
+    assert dev.end() == 0
+    assert all_gone(below)
+    assert dev.output.end() == dev.output.all[:1]
+    assert "words: create job wordcount" in dev.errors.end()
+
+
+def test_ctrl_c_reaches_the_whole_terminal_and_still_stops_in_order(start: Start) -> None:
+    dev = start().until_ready()
+    os.killpg(dev.process.pid, signal.SIGINT)
+    assert dev.end() == 0
+    assert [line for line in dev.errors.end() if not line.startswith("words: create")] == []
+
+
+def test_when_it_stops_no_more_is_taken_and_what_runs_may_finish(start: Start) -> None:
+    dev = start().until_ready()
+    request_id = dev.begin_slow(2.0)
+    dev.process.terminate()
+    wait_for(lambda: not dev.is_listening(), "nothing listens")
+    assert dev.process.poll() is None
+    assert dev.end() == 0
+    assert "slow map done" in dev.jobx("request", "tree", request_id)
+
+
+def test_a_second_signal_does_not_wait(start: Start) -> None:
+    dev = start().until_ready()
+    dev.begin_slow(60.0)
+    below = dev.below()
+    dev.process.terminate()
+    wait_for(lambda: not dev.is_listening(), "nothing listens")
+    dev.process.terminate()
+    assert dev.process.wait(3) == 1
+    wait_for(lambda: all_gone(below), "all children have gone", 3)
+
+
+def test_it_can_be_stopped_before_it_is_ready(start: Start) -> None:
+    dev = start()
+    wait_for(lambda: len(dev.children()) == 2, "both are started")
+    below = dev.below()
+    dev.process.terminate()
+    assert dev.end() == 0
+    assert dev.output.end() == []
+    wait_for(lambda: all_gone(below), "all children have gone", 3)
+
+
+def test_when_it_is_killed_its_children_end_within_a_second_and_the_port_is_free(start: Start) -> None:
+    dev = start().until_ready()
+    dev.begin_slow(60.0)
+    below = dev.below()
+    # Front end and its process, worker, runners and what makes them.
+    assert len(below) >= 5
+    dev.process.kill()
+    wait_for(lambda: all_gone(below), "all children have gone", 1.0)
+    with socket.socket() as again:
+        again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        again.bind(("127.0.0.1", int(dev.port)))
+        again.listen()
+
+
+def test_children_end_also_when_it_is_killed_while_they_start(start: Start) -> None:
+    dev = start()
+    wait_for(lambda: len(dev.children()) == 2, "both are started")
+    below = dev.below()
+    dev.process.kill()
+    wait_for(lambda: all_gone(below), "all children have gone", 1.0)
+
+
+@pytest.mark.parametrize(("part", "title"), [("mr.cli.serve", "front end"), ("mr.cli.programs", "worker")])
+def test_a_child_that_dies_is_started_again_on_the_same_port(start: Start, part: str, title: str) -> None:
+    dev = start().until_ready()
+    dev.count()
+    first = dev.child(part)
+    first.kill()
+    wait_for(lambda: dev.errors.have(f"The {title} was ended by SIGKILL; it is started again in 0.1 s."), "it is told")
+    # Clients that come meanwhile wait: the socket has stayed open.
+    assert dev.count("again") == [["again", 1]]
+    assert dev.child(part).pid != first.pid
+    dev.process.terminate()
+    assert dev.end() == 0
+
+
+def test_a_saved_change_is_live_within_a_second(start: Start, words: Path) -> None:
+    dev = start().until_ready()
+    dev.count("a a")
+    (words / "add.py").write_text(ADD.replace("sum(counts)", "10 * sum(counts)"))
+    wait_for(lambda: dev.count("a a") == [["a", 20]], "the change is live", 1.0)
+    wait_for(lambda: dev.errors.have("words: update handler add"), "it is told")
+
+
+def test_a_broken_change_is_told_and_the_old_version_stays(start: Start, words: Path) -> None:
+    dev = start().until_ready()
+    (words / "add.py").write_text("def reducer(")
+    (words / "split.py").write_text("x = 1\n")
+    wait_for(lambda: dev.errors.have("words is not applied: what was there before stays."), "it is told")
+    assert dev.errors.have("add.py:1:")
+    assert dev.errors.have("split.py:")
+    assert dev.count("a a") == [["a", 2]]
+
+
+def test_a_directory_that_cannot_be_read_ends_it_with_every_problem(start: Start, words: Path) -> None:
+    (words / "add.py").write_text("def reducer(")
+    (words / "split.py").write_text("x = 1\n")
+    dev = start()
+    assert dev.end() == 1
+    assert dev.output.end() == []
+    said = "\n".join(dev.errors.end())
+    assert "add.py:1:" in said
+    assert "split.py:" in said
+
+
+def test_a_given_port_that_is_taken_ends_it(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        dev = start("words", "--port", str(port))
+        assert dev.end() == 1
+    assert f"127.0.0.1:{port}" in "\n".join(dev.errors.end())
+    assert dev.output.end() == []
+
+
+def test_it_runs_without_a_directory_and_beside_another(start: Start) -> None:
+    first = start().until_ready()
+    second = start("--port", "0").until_ready()
+    assert first.port != second.port
+    assert second.count("a") == [["a", 1]]
+
+
+def test_children_that_cannot_start_end_it(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    dev = start(MR_QUEUE_URL=f"sqlite://{tmp_path}/file/queue.sqlite")
+    assert dev.end() == 1
+    assert dev.output.end() == []
+    said = "\n".join(dev.errors.end())
+    assert str(tmp_path / "file") in said
+    assert "JobX cannot start" in said
+    assert "Traceback" not in said
+
+
+def test_files_named_like_modules_do_no_harm(start: Start, words: Path, tmp_path: Path) -> None:
+    for name in ("queue", "json", "select"):
+        (words / f"{name}.py").write_text(ADD)
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')\n")
+    dev = start().until_ready()
+    assert dev.count("a") == [["a", 1]]
+    assert not dev.errors.have("the wrong module")
