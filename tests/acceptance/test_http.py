@@ -62,7 +62,7 @@ yield given["greeting"], given["count"] + 1
         "def helper(value):\n    return 1 / value\n\n\ndef mapper(arguments):\n"
         "    yield MrConfigureToReturn()\n    print('about to divide')\n    yield 'x', helper(0)\n"
     ),
-    "raises_too.py": "def reducer(results):\n    for key, values in results:\n        raise LookupError(f'no {key}')\n    yield\n",
+    "raises_too.py": "def reducer(results):\n    for key, _ in results:\n        raise LookupError(f'no {key}')\n",
     "add.py": "def reducer(results):\n    for key, values in results:\n        yield key, sum(values)\n",
 }
 
@@ -87,7 +87,7 @@ def problem(answer: Answer, status: int, slug: str) -> dict[str, object]:
 def test_a_blocking_post_answers_with_the_reduced_pairs(platform: Served) -> None:
     answer = platform.post("words", text="to be or not to be")
     assert answer.status == 200
-    assert answer.text == '{"result": {"pairs": [["be", 2], ["not", 1], ["or", 1], ["to", 2]]}}'
+    assert answer.text == '{"result": {"pairs": [["be", 2], ["not", 1], ["or", 1], ["to", 2]]}}\n'
     assert answer.headers["X-MR-REQUEST-ID"]
     assert answer.headers["X-FULFILLED-BY"]
 
@@ -146,7 +146,7 @@ def test_twenty_posts_with_one_key_are_one_request(platform: Served) -> None:
     with ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(post, range(20)))
     assert {answer.status for answer in answers} == {200}
-    assert {answer.text for answer in answers} == {'{"result": {"pairs": [["x", 2], ["y", 1]]}}'}
+    assert {answer.text for answer in answers} == {'{"result": {"pairs": [["x", 2], ["y", 1]]}}\n'}
     assert len({answer.headers["X-MR-REQUEST-ID"] for answer in answers}) == 1
     other = platform.call("POST", "/job/w/words", b'{"arguments": {"text": "z"}}', Idempotency_Key="twenty")
     problem(other, 422, "idempotency-mismatch")
@@ -230,15 +230,9 @@ def test_what_is_not_there_is_not_found(platform: Served) -> None:
 def test_a_saved_change_is_live(platform: Served) -> None:
     assert platform.post("fan", n=1).pairs == [["a", 1], ["b0", 1]]
     platform.write({"add.py": FILES["add.py"].replace("sum(values)", "-sum(values)")})
-    until(lambda: platform.post("fan", n=1).pairs == [["a", 1], ["b0", 1]] or platform.post("fan", n=1).pairs, 5)
-    until(lambda: platform.post("words", text="a").pairs in ([["a", 1]], [["a", -1]]), 5, platform.log)
     until(lambda: platform.post("slow", seconds=0).pairs == [["slept", -1]], 5, platform.log)
     platform.write({"add.py": "def reducer(results):\n    oops oops\n"})
-    until(
-        lambda: "add.py" in platform.log() and "line 2" in platform.log() or "add.py:2" in platform.log(),
-        5,
-        platform.log,
-    )
+    until(lambda: "add.py:2" in platform.log(), 5, platform.log)
     assert platform.post("slow", seconds=0).pairs == [["slept", -1]], "what was live before stays live"
     platform.write({"add.py": FILES["add.py"]})
     until(lambda: platform.post("slow", seconds=0).pairs == [["slept", 1]], 5, platform.log)
