@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 from flask import Flask, Response, g, request
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException
 
 from mr.errors import JobxError
 from mr.web.front import Front
@@ -31,7 +31,6 @@ def create_app(front: Front) -> Flask:
     """The application over a started front end."""
     # static_folder would serve files; there are none to serve.
     app = Flask("mr.web", static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = front.config.max_body_bytes
     Views(front).register(app)
     fulfilled_by = f"{socket.gethostname()}:{os.getpid()}"
     tokens = [token.encode() for token in front.config.api_tokens]
@@ -105,19 +104,12 @@ def answer_jobx_error(error: JobxError) -> Response:
 
 
 def answer_http_exception(error: HTTPException) -> Response:
-    """What Flask and Werkzeug say by themselves: no such URL, no such method, a body over the limit."""
+    """What Flask and Werkzeug say by themselves: no such URL, no such method."""
     status = error.code or 500
-    facts = {}
-    detail = error.description or error.name
-    if isinstance(error, RequestEntityTooLarge):
-        slug, limit = "too-large", request.max_content_length
-        detail = f"The body is larger than {limit} bytes (MR_MAX_BODY_BYTES)."
-        facts["limit"] = limit
-    elif status == 404:
-        slug, detail = "not-found", f"There is nothing at {request.path}. GET / says what there is."
+    if status == 404:
+        response = problem("not-found", 404, f"There is nothing at {request.path}. GET / says what there is.", {})
     else:
-        slug = error.name.lower().replace(" ", "-")
-    response = problem(slug, status, detail, facts)
+        response = problem(error.name.lower().replace(" ", "-"), status, error.description or error.name, {})
     for name, value in error.get_headers(request.environ):
         if name.lower() not in ("content-type", "content-length"):
             response.headers[name] = value

@@ -50,10 +50,8 @@ class Follower:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends following, within about a second. May be repeated."""
+        """Ends following, about a second later. May be repeated."""
         self._stopped.set()
-        if self._thread.is_alive():
-            self._thread.join(5 * _CHECK_S)
 
     def _run(self) -> None:
         is_well = True
@@ -70,11 +68,13 @@ class Follower:
             except Compacted:
                 continue
             except StoreUnavailable as error:
-                if is_well:
+                if is_well and not self._stopped.is_set():
                     log.warning("The store's changes cannot be followed for now: %s", error)
                     is_well = False
                 self._stopped.wait(_PAUSE_S)
             except Exception:
+                if self._stopped.is_set():
+                    return
                 log.exception("Following the store's changes failed and begins anew.")
                 self._stopped.wait(_PAUSE_S)
 

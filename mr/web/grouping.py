@@ -58,6 +58,7 @@ class Groups(Generic[T, R]):
 
     def _lead(self) -> None:
         """Carries out a group that begins with the caller's own ticket, and has the next one led."""
+        group: list[_Ticket[T, R]] = []
         try:
             # Those who have something to read right now come as far as this before the group is closed: stores of this
             # machine never yield.
@@ -65,9 +66,11 @@ class Groups(Generic[T, R]):
             with self._lock:
                 group = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
             self._settle(group)
-            for ticket in group:
-                ticket.turn.set()
         finally:
+            for ticket in group:
+                if not ticket.answers and ticket.error is None:
+                    ticket.error = RuntimeError("Whoever carried this out was stopped.")
+                ticket.turn.set()
             with self._lock:
                 self._is_led = bool(self._waiting)
                 if self._waiting:

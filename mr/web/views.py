@@ -10,7 +10,7 @@ import msgspec
 from flask import Flask, Response, g, request
 
 from mr import __version__
-from mr.errors import InvalidInput
+from mr.errors import InvalidInput, TooLarge
 from mr.model import ids
 from mr.model.entities import Request
 from mr.trace import drawing
@@ -70,7 +70,7 @@ class Views:
         submitted = self._front.post(
             workflow,
             job,
-            request.get_data(cache=False),
+            read_body(self._front.config.max_body_bytes),
             wait_s=wait_s if is_blocking else 0.0,
             is_blocking=is_blocking,
             idempotency_key=request.headers.get("Idempotency-Key"),
@@ -228,6 +228,29 @@ def query(*known: str) -> dict[str, str]:
             raise InvalidInput(f"The query parameter {name!r} is given {len(values)} times.", name)
         found[name] = values[0]
     return found
+
+
+def read_body(limit: int) -> bytes:
+    """All of the body, whether or not its length was told; at most one byte beyond the limit is read.
+
+    Werkzeug's own limit takes the beginning of a longer body, of a length that was not told, for the whole.
+
+    :raises TooLarge: it has more than ``limit`` bytes.
+    :raises InvalidInput: the client went away before the end.
+    """
+    length = request.content_length
+    data = b""
+    if length is None or length <= limit:
+        stream = request.environ["wsgi.input"]
+        if length is not None:
+            data = stream.read(length)
+        elif "wsgi.input_terminated" in request.environ:
+            data = stream.read(limit + 1)
+    if max(length or 0, len(data)) > limit:
+        raise TooLarge(f"The body is larger than {limit} bytes (MR_MAX_BODY_BYTES).", limit)
+    if len(data) < (length or 0):
+        raise InvalidInput("The body is shorter than its Content-Length says.")
+    return data
 
 
 def wanted_form() -> str:
