@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 
@@ -194,6 +195,8 @@ def _collect(env: Env, hold: Hold, combined: Gathering, event: Finished) -> Flow
     post_combine = yield from combined.dataset()
     change, collected = t.collect(hold, post_combine, _session(event), clip(env, event))
     answer, following = yield from _commit(env, hold, change, collected)
+    if following is not None:
+        following = replace(following, carried=(post_combine, event.session or b"{}"))
     if not answer.ok:
         # After a doubtful refusal it may have been collected all the same: then the sweep wakes its reduces.
         yield from abandon(hold)

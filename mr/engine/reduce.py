@@ -43,10 +43,12 @@ def run_reduce(env: Env, hold: Hold) -> Flow[Hold | None]:
     return None
 
 
-def _prepare(env: Env, hold: Hold) -> Flow[Start | None]:
-    scene, record, above = hold.scene, hold.record, hold.map.record
-    assert above is not None
-    map_id = above.invocation_id
+def _inputs(hold: Hold, map_id: str) -> Flow[tuple[list[bytes] | None, bytes]]:
+    """What there is to reduce, in pieces (None: it is not there), and the session of the map."""
+    scene = hold.scene
+    if hold.carried is not None:
+        dataset, values = hold.carried
+        return (yield from read(dataset)), values
     sealed, combined, session = yield Get(
         (
             (scene.seal(map_id), Seal),
@@ -54,11 +56,17 @@ def _prepare(env: Env, hold: Hold) -> Flow[Start | None]:
             (keys.session(scene.workflow, scene.id, map_id), Session),
         )
     )
-    if sealed.record is not None:
-        children = [ids.child_of(map_id, sealed.record.nonce, slot) for slot in range(sealed.record.children)]
-        items = yield from outputs_of(scene, children, 100)
-    else:
-        items = yield from read(combined.record)
+    values = b"{}" if session.record is None else bytes(session.record.values)
+    if sealed.record is None:
+        return (yield from read(combined.record)), values
+    children = [ids.child_of(map_id, sealed.record.nonce, slot) for slot in range(sealed.record.children)]
+    return (yield from outputs_of(scene, children, 100)), values
+
+
+def _prepare(env: Env, hold: Hold) -> Flow[Start | None]:
+    scene, record, above = hold.scene, hold.record, hold.map.record
+    assert above is not None
+    items, session = yield from _inputs(hold, above.invocation_id)
     if items is None:
         return None
     step = scene.step(record)
@@ -73,7 +81,7 @@ def _prepare(env: Env, hold: Hold) -> Flow[Start | None]:
         request_id=scene.id,
         invocation_id=hold.id,
         attempt=record.attempt,
-        session=b"{}" if session.record is None else bytes(session.record.values),
+        session=session,
         partition=ids.partition_of(hold.id),
         partitions=above.partitions,
         wall_s=step.timeout_s,

@@ -60,6 +60,7 @@ class Hold:
     """A claimed invocation. ``token`` is the revision that created its own key, ``record`` it as claimed.
 
     ``map`` is the map invocation as read (of a map, its own record as claimed), ``seal`` that of its parent, if any.
+    ``carried`` is what a reduce that was claimed with its map's end reduces, and its session, where they are at hand.
     """
 
     scene: Scene
@@ -68,6 +69,7 @@ class Hold:
     nonce: str
     map: Read[Invocation]
     seal: Read[Seal] | None
+    carried: tuple[Dataset, bytes] | None = None
 
     @property
     def id(self) -> str:

@@ -68,10 +68,8 @@ class RunnerPool:
         """
         if self._is_closing or (self._zygote is None and self._restarting is None):
             raise RunnerBroken("The pool of runners is not open.")
-        while self._idle:
-            runner = self._idle.pop()
-            if runner.is_usable:
-                return runner
+        if (runner := self.take_idle()) is not None:
+            return runner
         waiter: asyncio.Future[Runner] = self.loop.create_future()
         self._waiters.append(waiter)
         try:
@@ -80,6 +78,14 @@ class RunnerPool:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 self.release(waiter.result())
             raise
+
+    def take_idle(self) -> Runner | None:
+        """A runner that has nothing to do, the one that was used last; None: there is none just now."""
+        while self._idle:
+            runner = self._idle.pop()
+            if runner.is_usable:
+                return runner
+        return None
 
     def release(self, runner: Runner) -> None:
         """Give a runner back. It is replaced if its last task spoiled it."""

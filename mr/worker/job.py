@@ -131,8 +131,10 @@ class Job:
         combiner = handlers[1] if len(handlers) > 1 else None
         task = msgspec.structs.replace(op.task, handler=handlers[0], combiner=combiner)
         try:
-            self._runner = await asyncio.wait_for(self._worker.pool.acquire(), _WAIT_FOR_RUNNER_S)
-            self._events = self._runner.run(task, op.items)
+            pool = self._worker.pool
+            runner = pool.take_idle() or await asyncio.wait_for(pool.acquire(), _WAIT_FOR_RUNNER_S)
+            self._runner = runner
+            self._events = runner.run(task, op.items)
         except (TimeoutError, asyncio.TimeoutError, RunnerBroken) as error:
             raise ops.HandBack from error
         self._started = self._loop.time()
