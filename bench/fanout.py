@@ -8,8 +8,10 @@ peer is the same number of bare Flask POSTs on one connection: what it would cos
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 import time
+from contextlib import closing
 
 import psutil
 from served import Client, Served, bare_flask, platform
@@ -21,7 +23,12 @@ def memory(served: Served) -> str:
 
 
 def store_bytes(served: Served) -> int:
-    return sum(path.stat().st_size for path in served.data.rglob("*") if path.is_file() and "kv" in path.name)
+    """What the store would have as one file, whatever of it still stands in its write-ahead log."""
+    [path] = served.data.glob("kv*.sqlite")
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+    return int(pages * size)
 
 
 def main(sizes: list[int]) -> None:

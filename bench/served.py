@@ -96,7 +96,8 @@ def bare_flask() -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "gunicorn", "--worker-class", "gevent", "--bind", f"127.0.0.1:{port}", "bare:app"]
+    options = ["--worker-class", "gevent", "--keep-alive", "600", "--bind", f"127.0.0.1:{port}"]
+    command = [sys.executable, "-m", "gunicorn", *options, "bare:app"]
     process = subprocess.Popen(command, cwd=directory, stderr=subprocess.DEVNULL, text=True)
     try:
         deadline = time.monotonic() + 30
