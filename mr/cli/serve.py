@@ -12,6 +12,7 @@ from mr.web import patched  # noqa: F401 - before anything else is imported
 import argparse
 import os
 import sys
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from mr.app import make_env, open_platform
@@ -20,7 +21,17 @@ from mr.errors import JobxError
 from mr.handlers.system import die_with_parent
 from mr.web import logs
 from mr.web.front import Front
-from mr.web.server import serve
+from mr.web.server import serve, start_app
+
+
+def application() -> Callable[..., Iterable[bytes]]:
+    """The WSGI application of this environment, for those who run gunicorn themselves: see ``resources/gunicorn.py``.
+
+    :raises JobxError: it cannot begin.
+    """
+    config = Config.read(os.environ)
+    config.check_exposure()
+    return start_app(lambda: Front(open_platform(config), config, make_env(config)))
 
 
 def main() -> int:

@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 
 PROBLEM = "application/problem+json"
 
+FRONT = "jobx"
+"""Under this name the application's ``extensions`` have its front end."""
+
 _OPEN_PATHS = ("/healthz", "/readyz")
 """What those who have no token may ask: a load balancer has none."""
 
@@ -33,6 +36,7 @@ def create_app(front: Front) -> Flask:
     app = Flask("mr.web", static_folder=None)
     Views(front).register(app)
     fulfilled_by = f"{socket.gethostname()}:{os.getpid()}"
+    app.extensions[FRONT] = front
     tokens = [token.encode() for token in front.config.api_tokens]
 
     @app.before_request

@@ -79,7 +79,6 @@ class Program(BaseApplication):  # type: ignore[misc]
     def __init__(self, options: dict[str, Any], make_front: Callable[[], Front]) -> None:
         self._options = options
         self._make_front = make_front
-        self._front: Front | None = None
         super().__init__()
 
     def load_config(self) -> None:
@@ -90,22 +89,21 @@ class Program(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> Flask:
         try:
-            self._front = self._make_front()
+            return start_app(self._make_front)
         except JobxError as error:
             log.error("The front end cannot start: %s", error)
             # Gunicorn would start another worker for ever; with this code it gives up.
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
-        self._front.start()
-        return create_app(self._front)
 
-    def drain(self) -> None:
-        if self._front is not None:
-            self._front.drain()
 
-    def stop(self) -> None:
-        if self._front is not None:
-            self._front.stop()
-            self._front.platform.close()
+def start_app(make_front: Callable[[], Front]) -> Flask:
+    """The application over a new front end, which has begun to follow the store. For a process that forks no more.
+
+    :raises JobxError: whatever ``make_front`` raises.
+    """
+    front = make_front()
+    front.start()
+    return create_app(front)
 
 
 def serve(
@@ -130,8 +128,16 @@ def serve(
     def ready(worker: FrontWorker) -> None:
         on_ready(address_of(worker.sockets[0].getsockname()))
 
-    options = {
-        "bind": f"fd://{listen_fd}" if listen_fd is not None else str(config.bind),
+    options = settings(config) | {"post_worker_init": ready}
+    if listen_fd is not None:
+        options["bind"] = f"fd://{listen_fd}"
+    Program(options, make_front).run()
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """What gunicorn is told."""
+    return {
+        "bind": str(config.bind),
         "workers": config.web_processes,
         "worker_class": FrontWorker,
         "worker_connections": CONNECTIONS,
@@ -143,11 +149,9 @@ def serve(
         "logger_class": Logger,
         "loglevel": "warning",
         "accesslog": None,
-        "post_worker_init": ready,
         "control_socket_disable": True,
         "proc_name": "jobx",
     }
-    Program(options, make_front).run()
 
 
 def allow_descriptors(number: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 from flask import Flask, Response, g, request
+from gunicorn.http.errors import ParseException
 
 from mr import __version__
 from mr.errors import InvalidInput, TooLarge
@@ -242,10 +243,13 @@ def read_body(limit: int) -> bytes:
     data = b""
     if length is None or length <= limit:
         stream = request.environ["wsgi.input"]
-        if length is not None:
-            data = stream.read(length)
-        elif "wsgi.input_terminated" in request.environ:
-            data = stream.read(limit + 1)
+        try:
+            if length is not None:
+                data = stream.read(length)
+            elif "wsgi.input_terminated" in request.environ:
+                data = stream.read(limit + 1)
+        except (OSError, ParseException) as error:
+            raise InvalidInput(f"The body cannot be read: {error}.") from error
     if max(length or 0, len(data)) > limit:
         raise TooLarge(f"The body is larger than {limit} bytes (MR_MAX_BODY_BYTES).", limit)
     if len(data) < (length or 0):

@@ -25,6 +25,8 @@ from gunicorn.http.errors import (
 from gunicorn.workers.ggevent import GeventWorker
 
 from mr.handlers.system import die_with_parent
+from mr.web.application import FRONT
+from mr.web.front import Front
 from mr.web.problems import document, header_text
 
 _LOOK_S = 0.25
@@ -43,7 +45,7 @@ _STATUS = {
 
 
 class FrontWorker(GeventWorker):  # type: ignore[misc]
-    """Expects an application with a ``drain`` method, which wakes everybody who waits."""
+    """For applications that :func:`mr.web.application.create_app` made."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -73,7 +75,8 @@ class FrontWorker(GeventWorker):  # type: ignore[misc]
             gevent.sleep(_LOOK_S)
         for server in servers:
             server.close()
-        self.app.drain()
+        front: Front = self.wsgi.extensions[FRONT]
+        front.drain()
         self._stop_idle()
         deadline = time.monotonic() + self.cfg.graceful_timeout
         while len(pool) and time.monotonic() < deadline:
@@ -82,7 +85,8 @@ class FrontWorker(GeventWorker):  # type: ignore[misc]
             self._stop_idle()
         if len(pool):
             self.log.warning("Connections were cut when the time for stopping was over. connections=%d", len(pool))
-        self.app.stop()
+        front.stop()
+        front.platform.close()
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         self._idle.add(client)
@@ -127,8 +131,13 @@ class FrontWorker(GeventWorker):  # type: ignore[misc]
         self.log.info("Something else than HTTP came. error=%r", exc)
         body = msgspec.json.encode(document("invalid-http", status, header_text(str(exc)), {}))
         head = f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: application/problem+json\r\n"
-        with suppress(OSError):
+        with suppress(OSError), gevent.Timeout(_DISCARDING_S, False):
             client.sendall(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
+            client.shutdown(socket.SHUT_WR)
+            # What is unread when a connection is closed takes the answer with it.
+            for _ in range(_DISCARDED_BYTES // _DISCARDED_AT_ONCE):
+                if not client.recv(_DISCARDED_AT_ONCE):
+                    break
 
     def _stop_idle(self) -> None:
         """Connections that are kept for a next request, which will not be served, read the end of their input."""
