@@ -76,8 +76,8 @@ def worker(ready_fd: int | None, quiet: bool) -> None:
 @click.command(cls=Command, example="$ MR_BIND=127.0.0.1:8080 MR_WEB_PROCESSES=2 jobx server")
 def server() -> None:
     """Serve the front end alone, until SIGINT or SIGTERM."""
-    found = config()
-    found.check_exposure()
+    # Its warnings are told here; everything else the program says itself.
+    config()
     sys.stdout.flush()
     command = command_line("serve", "main")
     os.execv(command[0], command)

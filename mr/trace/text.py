@@ -41,8 +41,6 @@ def render(tree: Tree, width: int | None = None, *, is_colored: bool = False) ->
         color_system="standard" if is_colored else None,
         legacy_windows=False,
         highlight=False,
-        emoji=False,
-        markup=False,
         _environ={},
     )
     console.print(top)

@@ -282,10 +282,7 @@ def _close(path: list[Node]) -> None:
     node.size += sum(group._size for group in node.groups)
     if path:
         parent = path[-1]
-        group = _group(parent, node.record.step_name, node.record.direction)
-        if node.record.direction == "map" and parent.seal is not None and parent.seal.children > FOLD:
-            group.fold()
-        group.add(node)
+        _group(parent, node.record.step_name, node.record.direction).add(node)
     else:
         for group in node.groups:
             group.close()

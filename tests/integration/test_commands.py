@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import subprocess
 import sys
 from collections.abc import Callable
@@ -121,3 +123,21 @@ def test_a_reader_that_goes_away_is_no_error_to_speak_of(tmp_path: Path) -> None
         ["bash", "-c", script], env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]}, capture_output=True, check=True
     )
     assert (done.stdout, done.stderr) == (b"[", b"")
+
+
+def test_on_a_terminal_a_list_is_a_table(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    environ = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "TERM": "xterm-256color", "COLUMNS": "160"}
+    program = subprocess.Popen([PROGRAMS / "jobx", "config"], env=environ, stdout=theirs)
+    os.close(theirs)
+    shown = b""
+    # A terminal that nobody holds any more answers with an error instead of an end.
+    with contextlib.suppress(OSError):
+        while piece := os.read(ours, 65536):
+            shown += piece
+    os.close(ours)
+    assert program.wait(60) == 0
+    lines = shown.decode().splitlines()
+    assert any("setting" in line and "source" in line for line in lines)
+    assert any("MR_CHANNEL" in line and "general_worker" in line for line in lines)
+    assert "\t" not in shown.decode()

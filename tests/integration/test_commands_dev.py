@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
@@ -213,6 +214,9 @@ def test_once_it_is_ready_requests_are_answered_and_it_stops_in_order(start: Sta
     assert dev.count() == [["be", 2], ["not", 1], ["or", 1], ["to", 2]]
     assert "count reduce done" in dev.jobx("request", "tree", "last")
     below = dev.below()
+    # Whoever reads the output gets the one line, whatever children may print.
+    errors = os.readlink(f"/proc/{dev.process.pid}/fd/2")
+    assert {os.readlink(f"/proc/{child.pid}/fd/1") for child in dev.children()} == {errors}
     dev.process.terminate()
     assert dev.end() == 0
     assert all_gone(below)
@@ -222,6 +226,8 @@ def test_once_it_is_ready_requests_are_answered_and_it_stops_in_order(start: Sta
 
 def test_ctrl_c_reaches_the_whole_terminal_and_still_stops_in_order(start: Start) -> None:
     dev = start().until_ready()
+    # Children that got it as well would not end in order.
+    assert dev.process.pid not in {os.getpgid(child.pid) for child in dev.children()}
     os.killpg(dev.process.pid, signal.SIGINT)
     assert dev.end() == 0
     assert [line for line in dev.errors.end() if not line.startswith("words: create")] == []
@@ -235,6 +241,18 @@ def test_when_it_stops_no_more_is_taken_and_what_runs_may_finish(start: Start) -
     assert dev.process.poll() is None
     assert dev.end() == 0
     assert "slow map done" in dev.jobx("request", "tree", request_id)
+
+
+def test_when_it_stops_clients_that_wait_are_answered(start: Start) -> None:
+    dev = start().until_ready()
+    dev.begin_slow(2.0)
+    with ThreadPoolExecutor(1) as clients:
+        waiting = clients.submit(dev.call, "POST", "/job/words/slow", {"arguments": {"b": 60}})
+        wait_for(lambda: dev.jobx("request", "list").count("running") == 2, "both are accepted")
+        dev.process.terminate()
+        status, answer = waiting.result(DEADLINE_S)
+    assert status == 202
+    assert answer["request_id"]
 
 
 def test_a_second_signal_does_not_wait(start: Start) -> None:

@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 from cli_runs import ADD, SPLIT, Commands
 
+from mr import app
 from mr.cli import handlers, jobs, steps, workflows
+from mr.config import Config
+from mr.errors import StoreUnavailable
+from mr.kv.base import Store
 
 
 @pytest.fixture
@@ -116,12 +120,15 @@ def test_an_error_says_what_where_and_what_to_do(words: Commands) -> None:
     assert "There are: words" in words.said(steps.list_all, "wrds")
 
 
-def test_where_it_looked_is_told_without_the_password(commands: Commands) -> None:
+def test_where_it_looked_is_told_without_the_password(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(config: Config) -> Store:
+        raise StoreUnavailable("Nobody answers. Is it started?")
+
+    monkeypatch.setattr(app, "open_store", refuse)
     environ = {"MR_KV_URL": "etcd://me:hidden@127.0.0.1:1", "MR_QUEUE_URL": "nsq://127.0.0.1:1"}
     done = commands.run(workflows.list_all, **environ)
     assert done.exit_code == 1
-    assert "hidden" not in done.output
-    assert "etcd://me:***@127.0.0.1:1" in done.stderr
+    assert done.stderr == ("Error: Nobody answers. Is it started? (Looked in the store etcd://me:***@127.0.0.1:1.)\n")
 
 
 def test_an_unknown_variable_is_a_warning_beside_the_output(words: Commands) -> None:

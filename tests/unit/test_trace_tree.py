@@ -102,15 +102,35 @@ def test_children_of_an_attempt_that_lost_do_not_count(story: Story) -> None:
     assert found.total == 6
 
 
-def test_nine_children_are_folded_and_those_that_fail_are_kept(story: Story) -> None:
-    fan_out(story, 9, failing=(4, 7))
+def test_many_children_are_folded_and_those_that_fail_are_kept(story: Story) -> None:
+    fan_out(story, 12, failing=(4, 10))
     group = children_of(load(story).root)
     assert group.is_folded
-    assert group.states == {"done": 7, "failed": 2}
-    assert [ids.slot_of(node.record.invocation_id) for node in group.failing_nodes] == [4, 7]
+    assert group.states == {"done": 10, "failed": 2}
+    # In order of slots, and not of identifiers.
+    assert [ids.slot_of(node.record.invocation_id) for node in group.failing_nodes] == [4, 10]
     assert len(group.nodes) == 2 + tree.SAMPLES
     [below] = group.below
-    assert (below.step_name, below.direction, below.total) == ("region", "reduce", 7)
+    assert (below.step_name, below.direction, below.total) == ("region", "reduce", 10)
+
+
+@pytest.mark.parametrize(("children", "is_folded"), [(8, False), (9, True)])
+def test_more_than_eight_are_folded_also_before_they_are_begun(story: Story, children: int, is_folded: bool) -> None:
+    story.invocation(story.root, "regions", "waiting", mapped_count=children)
+    story.seal(story.root, "region", children)
+    story.leaf(story.child(story.root, 0), "region")
+    group = children_of(load(story).root)
+    assert group.is_folded is is_folded
+    assert group.states == {"done": 1, "ready": children - 1}
+
+
+def test_what_was_printed_is_kept_of_failures_only(story: Story) -> None:
+    fan_out(story, 1)
+    story.failure(story.child(story.root, 0), "region", stdout="before it broke")
+    story.invocation(ids.reduce_of(story.root, 0), "regions", stdout="all is well")
+    shown = json.dumps(tree.as_json(load(story)))
+    assert "before it broke" in shown
+    assert "all is well" not in shown
 
 
 def test_folding_is_the_same_whether_the_number_was_known_before(story: Story) -> None:
