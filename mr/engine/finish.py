@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from mr.engine import transitions as t
 from mr.engine.join import after_child, wake
-from mr.engine.ops import Commit, Env, Flow, Publish
+from mr.engine.ops import Commit, Env, Flow, Get, Publish
 from mr.engine.transitions import Hold
 from mr.handlers.protocol import Failed, Finished
-from mr.model import ids
+from mr.model import ids, keys
 from mr.model.entities import Failure
+from mr.model.records import Mark, Owner
 
 
 def lost_too_often(env: Env, hold: Hold) -> bool:
@@ -27,13 +28,29 @@ def abandon(hold: Hold) -> Flow[None]:
     yield Commit(t.abandon(hold.own, hold.token))
 
 
+def failed(exception_type: str, message: str) -> Failed:
+    """The failure of an attempt that the platform itself found."""
+    return Failed(exception_type=exception_type, exception_message=message, traceback="", stdout="", stderr="")
+
+
+def input_is_missing(env: Env, hold: Hold) -> Flow[None]:
+    """Only a claim that has lost its ground should miss its input; where it stands, the input is lost for good."""
+    scene = hold.scene
+    own, live = yield Get(((hold.own, Owner), (keys.live(scene.workflow, scene.id), Mark)))
+    if own.created == hold.token and live.created == scene.live:
+        message = "What it should run on is gone from the store or the shared files."
+        yield from fail_or_retry(env, hold, failed("CorruptRecord", message), is_final=True)
+    else:
+        yield from abandon(hold)
+
+
 def fail_or_retry(env: Env, hold: Hold, event: Failed | None, is_final: bool = False) -> Flow[None]:
     """An attempt failed (``event`` None: too many workers were lost). Another one follows, or it is final."""
     step = hold.scene.step(hold.record)
     handler = step.map_handler_name if hold.record.direction == "map" else step.reduce_handler_name
     if event is None:
         message = f"{hold.record.lost} workers were lost while they ran this (MR_MAX_LOST is {env.settings.max_lost})."
-        event = Failed(exception_type="WorkerLost", exception_message=message, traceback="", stdout="", stderr="")
+        event = failed("WorkerLost", message)
         is_final = True
     limit = env.settings.kept_output_chars
     failure = Failure(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from mr.engine import transitions as t
+from mr.engine.finish import fail_or_retry, failed
 from mr.engine.join import release, wake, wake_reduces
 from mr.engine.map import run_map
 from mr.engine.ops import Commit, Env, Flow, Get, HandBack, LoadManifest, Publish, Read
 from mr.engine.reduce import run_reduce
 from mr.engine.transitions import Hold, Scene
+from mr.errors import CorruptRecord, FilesUnavailable, InvalidTransaction, StoreUnavailable
 from mr.kv.base import Compare
 from mr.model import ids, keys
 from mr.model.entities import Invocation, Record, Request
@@ -32,8 +34,8 @@ class _Sight:
             (keys.invocation(workflow, request_id, self.map_id), Invocation),
             (keys.own(workflow, request_id, self.id), Owner),
         ]
-        if self.is_child:
-            wants.append((keys.seal(workflow, request_id, ids.parent_of(self.map_id)), Seal))
+        above = ids.ancestors_of(self.map_id)
+        wants += [(keys.seal(workflow, request_id, ancestor), Seal) for ancestor in above]
         if self.is_reduce:
             wants.append((keys.invocation(workflow, request_id, self.id), Invocation))
         reads = yield Get(tuple(wants))
@@ -47,6 +49,10 @@ class _Sight:
             return False
         if self.seal is None:
             return True
+        # Below a parent that failed, and was tolerated, nothing is run any more.
+        seals = reads[4 : 4 + len(above)]
+        if not all(read.record is not None and read.record.open for read in seals):
+            return False
         sealed = self.seal.record
         return (
             sealed is not None
@@ -119,12 +125,17 @@ def run(env: Env, hold: Hold) -> Flow[None]:
     while held is not None:
         try:
             flow = run_reduce(env, held) if held.record.direction == "reduce" else run_map(env, held)
-            following = yield from flow
-        except HandBack:
+            following: Hold | None = yield from flow
+        except (HandBack, StoreUnavailable, FilesUnavailable):
+            # Neither the handler's fault nor the end of a worker.
             answer = yield Commit(t.hand_back(held))
             if not answer.ok:
                 yield Commit(t.abandon(held.own, held.token))
             raise
+        except (CorruptRecord, InvalidTransaction) as error:
+            # It would be the same at every other try.
+            following = None
+            yield from fail_or_retry(env, held, failed(type(error).__name__, str(error)), is_final=True)
         except Exception:
             # The lease of a worker that lives on would keep the invocation from everybody else.
             yield Commit(t.abandon(held.own, held.token))

@@ -10,7 +10,7 @@ import msgspec
 
 from mr.engine import transitions as t
 from mr.engine.data import Gathering, file_name, join, read
-from mr.engine.finish import abandon, clip, fail_or_retry, lost_too_often
+from mr.engine.finish import abandon, clip, fail_or_retry, failed, input_is_missing, lost_too_often
 from mr.engine.join import wake_children, wake_reduces
 from mr.engine.ops import Change, Commit, Committed, Env, Flow, Get, NextEvent, Read, Start, Stop
 from mr.engine.transitions import Hold
@@ -64,8 +64,7 @@ def run_map(env: Env, hold: Hold) -> Flow[Hold | None]:
         return None
     items = yield from _arguments(hold)
     if items is None:
-        # Only a claim that has lost its ground sees that: the request is being removed.
-        yield from abandon(hold)
+        yield from input_is_missing(env, hold)
         return None
     yield _start(hold, items)
     return (yield from _listen(env, hold))
@@ -134,6 +133,10 @@ def _listen(env: Env, hold: Hold) -> Flow[Hold | None]:
             return None
         else:
             break
+    if len(event.session) > env.settings.session_bytes:
+        message = f"The session has {len(event.session)} bytes; at most {env.settings.session_bytes} are kept."
+        yield from fail_or_retry(env, hold, failed("HandlerContractError", message), is_final=True)
+        return None
     if step_name:
         if not (yield from chunks.flush()):
             yield from abandon(hold)
@@ -161,7 +164,7 @@ def _problem(env: Env, hold: Hold, step_name: str) -> Failed | None:
         )
     else:
         return None
-    return Failed(exception_type=kind, exception_message=message, traceback="", stdout="", stderr="")
+    return failed(kind, message)
 
 
 def _session(event: Finished) -> Session | None:

@@ -189,9 +189,10 @@ class Settings:
     shards: int = 32
     window: int = 1000
     chunk_items: int = 256
-    chunk_bytes: int = 64 * 1024
+    chunk_bytes: int = 24 * 1024
     inline_bytes: int = 32 * 1024
     spill_bytes: int = 1024 * 1024
+    session_bytes: int = 256 * 1024
     kept_output_chars: int = 16 * 1024
     page: int = 500
     max_lost: int = 20

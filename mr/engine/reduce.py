@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mr.engine import transitions as t
 from mr.engine.data import Gathering, file_name, outputs_of, read
-from mr.engine.finish import abandon, clip, fail_or_retry, lost_too_often
+from mr.engine.finish import abandon, clip, fail_or_retry, input_is_missing, lost_too_often
 from mr.engine.join import after_child, completion
 from mr.engine.ops import Commit, Env, Flow, Get, NextEvent, Start
 from mr.engine.transitions import Hold
@@ -20,8 +20,7 @@ def run_reduce(env: Env, hold: Hold) -> Flow[Hold | None]:
         return None
     start = yield from _prepare(env, hold)
     if start is None:
-        # Only a claim that has lost its ground misses what it should reduce.
-        yield from abandon(hold)
+        yield from input_is_missing(env, hold)
         return None
     yield start
     scene = hold.scene

@@ -11,13 +11,13 @@ import json
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 
 from mr.engine import ops
-from mr.errors import CorruptRecord, OutcomeUnknown, QueueUnavailable
+from mr.errors import CorruptRecord, OutcomeUnknown, QueueUnavailable, StoreUnavailable
 from mr.fs.base import Files, Writer
 from mr.kv.base import Entry, Outcome, Put, Store, Txn, Verdict
 from mr.model import keys
@@ -113,7 +113,11 @@ class Platform:
             writer.append(op.piece)
             return None
         if isinstance(op, ops.Settle):
-            self._writers.pop(op.name).settle()
+            writer = self._writers.pop(op.name)
+            try:
+                writer.settle()
+            finally:
+                writer.discard()
             return None
         if isinstance(op, ops.ReadDataset):
             return self.read_dataset(op.dataset)
@@ -122,10 +126,12 @@ class Platform:
             return None
         raise TypeError(f"not an operation of this shell: {op!r}")
 
-    def discard(self, prefix: str) -> None:
-        """Forgets files in the making whose name starts with ``prefix``."""
-        for name in [name for name in self._writers if name.startswith(prefix)]:
-            self._writers.pop(name).discard()
+    def discard(self, names: Iterable[str]) -> None:
+        """Forgets files in the making; those that were settled are none of them any more."""
+        for name in names:
+            writer = self._writers.pop(name, None)
+            if writer is not None:
+                writer.discard()
 
     def read_dataset(self, dataset: Dataset) -> list[bytes] | None:
         if dataset.file is None:
@@ -273,10 +279,15 @@ class Shell:
         deadline = time.monotonic() + self._patience
         pause, doubtful = 0.01, False
         while True:
-            outcome = self._group.commit(txn)
-            if outcome.verdict is not Verdict.UNKNOWN:
-                return settle(outcome, doubtful)
-            doubtful = True
+            try:
+                outcome = self._group.commit(txn)
+                if outcome.verdict is not Verdict.UNKNOWN:
+                    return settle(outcome, doubtful)
+                doubtful = True
+            except StoreUnavailable:
+                # This try changed nothing; an earlier one may have.
+                if not doubtful:
+                    raise
             if time.monotonic() > deadline:
                 message = (
                     "The store did not say whether the change was made. Ask for the request before sending it again."

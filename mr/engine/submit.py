@@ -7,9 +7,9 @@ from typing import NamedTuple
 from mr.engine import transitions as t
 from mr.engine.data import Gathering, file_name
 from mr.engine.join import wake
-from mr.engine.ops import Commit, Env, Flow, Get, Publish, Read
+from mr.engine.ops import Commit, Env, Flow, Get, Publish, Read, RemoveFiles
 from mr.engine.transitions import Scene
-from mr.errors import Conflict, IdempotencyMismatch, RequestNotFound
+from mr.errors import Conflict, IdempotencyMismatch, RequestNotFound, StoreUnavailable
 from mr.model import ids, keys
 from mr.model.entities import Request
 from mr.model.records import Idempotency, Manifest, Mark
@@ -59,11 +59,17 @@ def submit(
     gathering = Gathering(env, name)
     yield from gathering.add(arguments, count)
     dataset = yield from gathering.dataset()
-    answer = yield Commit(t.submit(request, root, dataset, idempotency))
-    if not answer.ok:
-        twin = yield from _after_refusal(request, idempotency, key, answer.doubtful)
-        if twin is not None:
-            return twin
+    try:
+        answer = yield Commit(t.submit(request, root, dataset, idempotency))
+        if not answer.ok:
+            twin = yield from _after_refusal(request, idempotency, key, answer.doubtful)
+            if twin is not None:
+                yield RemoveFiles(request.workflow_name, request.request_id)
+                return twin
+    except (Conflict, IdempotencyMismatch, StoreUnavailable):
+        # Nothing refers to what was spilled for it, so no cleanup would ever find it.
+        yield RemoveFiles(request.workflow_name, request.request_id)
+        raise
     yield Publish((wake(scene, root.step_name, root_id),))
     return Accepted(request.request_id, True)
 

@@ -6,19 +6,23 @@ new sweeper begins with an empty memory and loses only time by it.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
 from mr.engine import transitions as t
 from mr.engine.cleanup import cleanup
 from mr.engine.join import completion, release, wake
-from mr.engine.ops import Commit, Deliver, Env, Flow, Get, List, LoadManifest, Publish, Read, Wake
+from mr.engine.ops import Commit, Deliver, Env, Flow, Get, HandBack, List, LoadManifest, Publish, Read, Wake
 from mr.engine.transitions import Scene
+from mr.errors import StoreUnavailable
 from mr.model import ids, keys
 from mr.model.entities import Invocation, Record, Request
 from mr.model.records import Expiry, Idempotency, Mark, Owner, Seal
 
 _ENDED = ("done", "failed")
+
+log = logging.getLogger(__name__)
 
 
 class _Pace:
@@ -41,13 +45,16 @@ class Memory:
     """When the children of a waiting parent are looked at next."""
     ended: dict[str, int] = field(default_factory=dict)
     """How many of a parent's children, from the first on, are known to have ended."""
+    broken: set[str] = field(default_factory=set)
+    """Requests that could not be swept, each told once."""
+    is_hurried: bool = False
+    """The next round sends whatever nobody runs."""
     next_expiry: float = 0.0
     next_reaping: float = 0.0
 
-    def hurry(self, now: float) -> None:
+    def hurry(self) -> None:
         """The queue was lost and found: whatever is not run was perhaps lost with it."""
-        for pace in self.paces.values():
-            pace.due = now
+        self.is_hurried = True
         self.walks.clear()
 
     def forget(self, running: set[str]) -> None:
@@ -61,7 +68,9 @@ class Sweep:
     """One round over one workflow. ``has_room``: workers wait for messages, so that none can be on its way."""
 
     def __init__(self, env: Env, workflow: str, memory: Memory, has_room: bool) -> None:
-        self._env, self._workflow, self._memory, self._has_room = env, workflow, memory, has_room
+        self._env, self._workflow, self._memory = env, workflow, memory
+        self._is_hurried, memory.is_hurried = memory.is_hurried, False
+        self._has_room = has_room or self._is_hurried
         self._wakes: list[Wake] = []
 
     def run(self) -> Flow[None]:
@@ -73,12 +82,24 @@ class Sweep:
             for live in page:
                 request_id = live.key.removeprefix(prefix)
                 running.add(request_id)
-                yield from self._request(request_id)
+                yield from self._guarded(request_id, self._request(request_id))
             if len(page) < self._env.settings.page:
                 break
             after = page[-1].key
         self._memory.forget(running)
         yield from self._ended_requests()
+
+    def _guarded(self, request_id: str, flow: Flow[Any]) -> Flow[None]:
+        """What is wrong with one request must not keep the others from being swept."""
+        try:
+            yield from flow
+        except (HandBack, StoreUnavailable):
+            raise
+        except Exception:
+            if request_id not in self._memory.broken:
+                self._memory.broken.add(request_id)
+                fields = {"workflow": self._workflow, "request": request_id}
+                log.exception("request %s of %s cannot be swept", request_id, self._workflow, extra=fields)
 
     # --- running requests -----------------------------------------------------------------------------------------
 
@@ -130,11 +151,11 @@ class Sweep:
         is_orphan = record is not None and record.state == "running"
         pace = self._memory.paces.get(invocation_id)
         if pace is None:
-            first = 0.0 if is_orphan else settings.resend_first_s
+            first = 0.0 if is_orphan or self._is_hurried else settings.resend_first_s
             pace = self._memory.paces[invocation_id] = _Pace(now, first)
         # Where all workers are busy its message may just be waiting its turn; but not for ever.
         is_patient = not self._has_room and not is_orphan and now - pace.seen < settings.resend_last_s
-        if now < pace.due or is_patient:
+        if (now < pace.due or is_patient) and not self._is_hurried:
             return
         pace.pause = min(settings.resend_last_s, max(2 * pace.pause, settings.resend_first_s))
         pace.due = now + pace.pause
@@ -156,6 +177,8 @@ class Sweep:
             children = [ids.child_of(parent_id, sealed.nonce, slot) for slot in slots]
             reads = yield Get(tuple((scene.done(child), Mark) for child in children))
             open_ones = [child for child, done in zip(children, reads, strict=True) if done.record is None]
+            for child in set(children) - set(open_ones):
+                memory.paces.pop(child, None)
             unfinished += len(open_ones)
             are_ended = are_ended and not open_ones
             if are_ended and sealed.epoch == 0:
@@ -177,18 +200,22 @@ class Sweep:
         env, memory, now = self._env, self._memory, self._env.clock()
         for delivery in (yield List(keys.deliveries(self._workflow), Mark)):
             request_id = delivery.key.split("/")[2]
-            if (yield Deliver(self._workflow, request_id)):
-                yield Commit(t.delivered(delivery))
+            yield from self._guarded(request_id, self._deliver(delivery, request_id))
         if now >= memory.next_expiry:
             memory.next_expiry = now + min(10.0, env.settings.resend_first_s)
             for read in (yield from self._all(keys.expiries(self._workflow), Expiry)):
                 if read.record is not None and read.record.at <= now:
-                    yield from cleanup(env, self._workflow, read.key.rpartition("/")[2])
+                    request_id = read.key.rpartition("/")[2]
+                    yield from self._guarded(request_id, cleanup(env, self._workflow, request_id))
         if now >= memory.next_reaping:
             memory.next_reaping = now + env.settings.resend_last_s
             for read in (yield from self._all(keys.idempotencies(self._workflow), Idempotency)):
                 if read.record is not None and read.record.expires_timestamp <= now:
                     yield Commit(t.reap(read))
+
+    def _deliver(self, delivery: Read[Mark], request_id: str) -> Flow[None]:
+        if (yield Deliver(self._workflow, request_id)):
+            yield Commit(t.delivered(delivery))
 
     def _all(self, prefix: str, kind: type[Record]) -> Flow[list[Read[Any]]]:
         found: list[Read[Any]] = []

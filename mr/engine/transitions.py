@@ -471,8 +471,8 @@ def abandon(own: str, token: int) -> Change:
 
 
 def hand_back(hold: Hold) -> Change:
-    """The worker cannot run, or go on running, what it claimed: it is ready again, and the worker not counted lost."""
-    record = msgspec.structs.replace(hold.record, state="ready", worker=None)
+    """The worker cannot run, or go on running, what it claimed: it is ready again, as if it had not been claimed."""
+    record = msgspec.structs.replace(hold.record, state="ready", worker=None, attempt=hold.record.attempt - 1)
     return Change("hand-back", hold.fence(), (Write(hold.scene.key(hold.id), record),), (hold.own,))
 
 

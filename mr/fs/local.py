@@ -36,6 +36,7 @@ class _LocalWriter(Writer):
             os.fsync(self._file.fileno())
             self._file.close()
             self._temporary.replace(self._path)
+            _sync_directory(self._path.parent)
         except OSError as error:
             raise FilesUnavailable(f"{self._path} cannot be written: {error}") from error
 
@@ -43,6 +44,15 @@ class _LocalWriter(Writer):
         self._file.close()
         with contextlib.suppress(OSError):
             self._temporary.unlink(missing_ok=True)
+
+
+def _sync_directory(path: Path) -> None:
+    """Without it a power cut may take back the new name, though not what is in the file."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class LocalFiles(Files):

@@ -23,6 +23,7 @@ from mr.errors import (
     OutcomeUnknown,
     StepNotFound,
     StillReferred,
+    StoreUnavailable,
     TooLarge,
     WorkflowNotFound,
 )
@@ -292,15 +293,16 @@ def _commit(store: Store, after: Draft, before: Draft, modified: int, version: s
         for handler in after.handlers.values()
         if handler.version not in old_versions
     }
-    for put in [*puts, *sources.values()]:
+    name = manifest.version()
+    named = Put(keys.manifest(workflow_name, name), encode(manifest))
+    for put in [*puts, *sources.values(), named]:
         if len(put.value) > store.max_value_bytes:
             raise TooLarge(
                 f"{put.key} has {len(put.value)} bytes; the limit is {store.max_value_bytes}.", store.max_value_bytes
             )
     puts += sources.values()
-    name = manifest.version()
     if name != version:
-        puts.append(Put(keys.manifest(workflow_name, name), encode(manifest)))
+        puts.append(named)
     # Entities are what people read; what runs is decided by the flip alone, so a large change may write them before it.
     room = store.max_operations - _ROOM_FOR_FLIP
     while len(puts) + len(deletes) > room:
@@ -320,10 +322,17 @@ def _commit(store: Store, after: Draft, before: Draft, modified: int, version: s
 def _settle(store: Store, txn: Txn) -> bool:
     """Commits until the outcome is definite. A refusal after a doubt may be our own success: the caller looks again."""
     deadline = time.monotonic() + _PATIENCE_S
+    is_doubtful = False
     while True:
-        [outcome] = store.commit([txn])
-        if outcome.verdict is not Verdict.UNKNOWN:
-            return outcome.verdict is Verdict.COMMITTED
+        try:
+            [outcome] = store.commit([txn])
+            if outcome.verdict is not Verdict.UNKNOWN:
+                return outcome.verdict is Verdict.COMMITTED
+            is_doubtful = True
+        except StoreUnavailable:
+            # This try changed nothing; an earlier one may have.
+            if not is_doubtful:
+                raise
         if time.monotonic() > deadline:
             raise OutcomeUnknown("The store did not say whether the change was made. Look before you repeat it.")
         time.sleep(0.05)

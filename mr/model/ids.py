@@ -72,6 +72,15 @@ def map_of(invocation_id: str) -> str:
     return parent_of(invocation_id) if is_reduce(invocation_id) else invocation_id
 
 
+def ancestors_of(map_id: str) -> list[str]:
+    """The map invocations above one, its parent first."""
+    found = []
+    while not is_root(map_id):
+        map_id = parent_of(map_id)
+        found.append(map_id)
+    return found
+
+
 def child_of(parent_id: str, nonce: str, slot: int) -> str:
     return f"{parent_id}.{nonce}-{slot}"
 

@@ -92,20 +92,20 @@ class GroupCommit:
             self._is_due = True
             self._loop.call_soon(self._flush)
 
-    def _carry_out(self, group: list[_Waiting]) -> tuple[list[Outcome], StoreError | None]:
+    def _carry_out(self, group: list[_Waiting]) -> tuple[list[Outcome], Exception | None]:
         try:
             return self._store.commit([waiting.txn for waiting in group]), None
-        except StoreError as error:
+        except Exception as error:
             return [], error
 
-    def _returned(self, group: list[_Waiting], done: asyncio.Future[tuple[list[Outcome], StoreError | None]]) -> None:
+    def _returned(self, group: list[_Waiting], done: asyncio.Future[tuple[list[Outcome], Exception | None]]) -> None:
         self._busy = False
         self._settle(group, *done.result())
         if self._waiting and not self._is_due:
             self._is_due = True
             self._loop.call_soon(self._flush)
 
-    def _settle(self, group: list[_Waiting], outcomes: list[Outcome], error: StoreError | None) -> None:
+    def _settle(self, group: list[_Waiting], outcomes: list[Outcome], error: Exception | None) -> None:
         if error is not None:
             self._failed(group, error)
             return
@@ -116,8 +116,8 @@ class GroupCommit:
             elif not waiting.future.done():
                 waiting.future.set_result(settle(outcome, waiting.doubtful))
 
-    def _failed(self, group: list[_Waiting], error: StoreError) -> None:
-        if isinstance(error, InvalidTransaction):
+    def _failed(self, group: list[_Waiting], error: Exception) -> None:
+        if not isinstance(error, StoreError) or isinstance(error, InvalidTransaction):
             if len(group) > 1:
                 # One of them is to blame: each is tried by itself.
                 for waiting in group:
@@ -129,7 +129,7 @@ class GroupCommit:
         for waiting in group:
             self._again(waiting, error)
 
-    def _again(self, waiting: _Waiting, error: StoreError) -> None:
+    def _again(self, waiting: _Waiting, error: Exception) -> None:
         if self.is_closing:
             if not waiting.future.done():
                 waiting.future.set_exception(error)

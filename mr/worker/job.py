@@ -20,6 +20,7 @@ from mr.worker.group import GroupCommit, Outbox
 
 _FIRST_PAUSE_S = 0.05
 _LAST_PAUSE_S = 2.0
+_BREATHE_S = 0.01
 _WAIT_FOR_RUNNER_S = 0.5
 """How long a claimed invocation waits for a runner before it is handed back, so that others may run it."""
 
@@ -34,6 +35,9 @@ class Surroundings(Protocol):
     commits: GroupCommit
     wakes: Outbox[ops.Wake]
     is_stopping: bool
+
+    def is_crowded(self) -> None:
+        """An invocation waited in vain for a runner."""
 
     def starts(self) -> None:
         """A handler begins to run."""
@@ -53,6 +57,8 @@ class Job:
         self._events: AsyncIterator[Event] | None = None
         self._loop = asyncio.get_running_loop()
         self._started = 0.0
+        self._breathed = self._loop.time()
+        self._spilled: set[str] = set()
         self._is_ended = False
 
     async def run(self, flow: ops.Flow[Any]) -> None:
@@ -78,6 +84,7 @@ class Job:
                 except Exception as error:
                     problem = error
         finally:
+            self._worker.platform.discard(self._spilled)
             await self._let_go()
 
     def end(self) -> None:
@@ -106,17 +113,25 @@ class Job:
         """Reads, and all else that changes nothing when it is repeated: until it is answered."""
         platform = self._worker.platform
         pause = _FIRST_PAUSE_S
+        if isinstance(op, ops.Spill):
+            self._spilled.add(op.name)
+        # These wait for a disk; the rest waits for nothing where the store is local.
+        is_slow = isinstance(op, (ops.Settle, ops.ReadDataset, ops.RemoveFiles)) or not platform.store.local
         while True:
             try:
-                if platform.store.local:
-                    return platform.perform(op)
-                return await asyncio.get_running_loop().run_in_executor(None, platform.perform, op)
+                if is_slow:
+                    return await self._loop.run_in_executor(None, platform.perform, op)
+                if self._loop.time() - self._breathed > _BREATHE_S:
+                    # A flow that only reads would otherwise keep everything else waiting.
+                    await asyncio.sleep(0)
+                    self._breathed = self._loop.time()
+                return platform.perform(op)
             except StoreUnavailable as error:
-                if self._worker.is_stopping:
+                if self._worker.is_stopping or self.delivery is None:
                     raise
                 log.warning("the store does not answer, trying again: %s", error)
             except FilesUnavailable as error:
-                if self._worker.is_stopping or isinstance(op, (ops.Spill, ops.Settle)):
+                if self._worker.is_stopping or self.delivery is None or isinstance(op, (ops.Spill, ops.Settle)):
                     raise
                 log.warning("the shared files cannot be read, trying again: %s", error)
             await asyncio.sleep(pause)
@@ -132,17 +147,25 @@ class Job:
         task = msgspec.structs.replace(op.task, handler=handlers[0], combiner=combiner)
         try:
             pool = self._worker.pool
-            runner = pool.take_idle() or await asyncio.wait_for(pool.acquire(), _WAIT_FOR_RUNNER_S)
-            self._runner = runner
-            self._events = runner.run(task, op.items)
+            runner = pool.take_idle()
+            if runner is None:
+                runner = await asyncio.wait_for(pool.acquire(), _WAIT_FOR_RUNNER_S)
         except (TimeoutError, asyncio.TimeoutError, RunnerBroken) as error:
+            self._worker.is_crowded()
             raise ops.HandBack from error
+        self._runner = runner
+        if self._is_ended:
+            raise ops.HandBack
+        self._events = runner.run(task, op.items)
         self._started = self._loop.time()
         self._worker.starts()
 
     async def _next_event(self) -> Event:
         assert self._events is not None
-        event = await self._events.__anext__()
+        try:
+            event = await self._events.__anext__()
+        except RunnerBroken as error:
+            raise ops.HandBack from error
         if isinstance(event, (Finished, Failed)):
             await self._let_go()
         return event

@@ -58,7 +58,7 @@ class Sweeps:
                     if not await self._is_ours(workflow):
                         continue
                     if restarts != self._restarts:
-                        memory.hurry(self._env.clock())
+                        memory.hurry()
                     sweep = Sweep(self._env, workflow, memory, self._worker.has_room(_ROOM_AFTER_S))
                     await Job(self._worker, None, workflow, "").run(sweep.run())
                 except HandBack:

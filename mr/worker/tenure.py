@@ -20,6 +20,7 @@ class Tenure:
     def __init__(self, store: Store, ttl: float, clock: Callable[[], float], lost: Callable[[], None]) -> None:
         self._store, self._ttl, self._clock, self._lost = store, ttl, clock, lost
         self._lease = 0
+        self._is_lost = False
         self._renewed = clock()
 
     def begin(self) -> None:
@@ -31,24 +32,32 @@ class Tenure:
         self._renewed = asked
 
     def lease(self) -> int:
-        """The current lease. One that was lost may still be answered; the store refuses what is put under it."""
+        """The current lease. One that was lost may still be answered; what is put under it goes with it."""
         return self._lease
 
     def renew(self) -> None:
         """Call it at least four times in the lease's time."""
         asked = self._clock()
         try:
-            if self._store.keep_alive(self._lease):
+            if not self._is_lost and self._store.keep_alive(self._lease):
                 self._renewed = asked
                 return
-            log.warning("the worker's lease is gone: what runs is stopped and will be run again")
-            self._lost()
+            self._give_up("is gone")
+            # Never renewed again, even if it lives: a claim that was cut short may stand under it unknown to anybody.
+            self._store.revoke(self._lease)
             self.begin()
+            self._is_lost = False
         except StoreUnavailable as error:
             log.warning("the worker's lease could not be renewed: %s", error)
             if asked - self._renewed > _SAFETY * self._ttl:
                 # Before it expires and another worker takes over what still runs here.
-                self._lost()
+                self._give_up("is about to expire")
+
+    def _give_up(self, why: str) -> None:
+        if not self._is_lost:
+            self._is_lost = True
+            log.warning("the worker's lease %s: what runs is stopped and will be run again", why)
+            self._lost()
 
     def end(self) -> None:
         """Lets go of everything that is owned under the lease."""

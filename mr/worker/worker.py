@@ -13,6 +13,7 @@ import secrets
 import signal
 import socket
 from collections import deque
+from collections.abc import Callable
 
 import msgspec
 
@@ -25,7 +26,7 @@ from mr.handlers.limits import Limits
 from mr.handlers.pool import RunnerPool
 from mr.kv.base import Watch
 from mr.model import catalog, keys
-from mr.queue.base import Delivery
+from mr.queue.base import Delivery, Queue
 from mr.worker.group import GroupCommit, Outbox
 from mr.worker.job import Job
 from mr.worker.sweeps import Sweeps
@@ -41,6 +42,7 @@ _POLL_S = 2.0
 _DRAIN_S = 10.0
 _HAND_BACK_S = 5.0
 _HAND_BACK_PAUSE_S = 0.1
+_QUEUE_PAUSE_S = 1.0
 _TROUBLE_PAUSE_S = 5.0
 
 log = logging.getLogger(__name__)
@@ -73,6 +75,7 @@ class Worker:
         self._depth = 1
         self._mean_s = _AHEAD_S
         self._running = 0
+        self._queue_down_until = 0.0
         self._backlog: deque[Delivery] = deque()
         self._jobs: set[Job] = set()
         self._workflows: tuple[str, ...] = ()
@@ -91,10 +94,16 @@ class Worker:
             loop.add_signal_handler(number, self._stop.set)
         self._tenure = Tenure(store, self._config.lease_s, loop.time, self._lost)
         self._tenure.begin()
+        try:
+            await self._work_until_stopped(queue)
+        finally:
+            self._tenure.end()
+
+    async def _work_until_stopped(self, queue: Queue) -> None:
+        loop, store = self._loop, self.platform.store
         env = self._env = Env.of(self._config, self.name, self._tenure.lease)
         factory = self._config.workflow_scope_factory_fq_class or None
         self.pool = RunnerPool(self._runners, _limits(self._config), factory)
-        await self.pool.start()
         self.commits = GroupCommit(store, loop, self._are_more_coming)
         self.wakes: Outbox[Wake] = Outbox(loop, self._publish)
         self._finished: Outbox[Delivery] = Outbox(loop, self._finish, _FINISH_AFTER_S)
@@ -102,6 +111,7 @@ class Worker:
         self._consumer = queue.consumer(self._config.channel, max_in_flight=2 * most, visibility=_VISIBILITY_S)
         self._sweeps = Sweeps(self, env)
         self._watch: Watch | None = None
+        await self.pool.start()
         self._follow()
         loop.add_reader(self._consumer.fileno(), self._pump_soon)
         timers = [
@@ -117,15 +127,20 @@ class Worker:
 
     # --- what goes on by itself -------------------------------------------------------------------------------------
 
-    async def _every(self, pause: float, act: object) -> None:
+    async def _every(self, pause: float, act: Callable[[], None]) -> None:
         while True:
             await asyncio.sleep(pause)
-            act()  # type: ignore[operator]
+            try:
+                act()
+            except Exception:
+                # What is done again and again must not end with one failure.
+                log.exception("something went wrong that is done every %g s", pause)
 
     async def _poll_queue(self) -> None:
         while True:
             self._pump_soon()
-            await asyncio.sleep(min(_POLL_S, max(0.005, self._consumer.idle_for())))
+            pause = self._consumer.idle_for() if self._queue_down_until <= self._loop.time() else _POLL_S
+            await asyncio.sleep(min(_POLL_S, max(0.005, pause)))
 
     def _follow(self) -> None:
         """Keeps the watch open, and looks itself now and then for what a watch may have missed."""
@@ -137,8 +152,8 @@ class Worker:
             self._find_workflows()
             self._watched()
             self._find_ended()
-        except StoreError as error:
-            log.warning("the store cannot be followed, trying again: %s", error)
+        except (StoreError, QueueUnavailable) as error:
+            log.warning("workflows and requests cannot be followed, trying again: %s", error)
 
     def _watched(self) -> None:
         assert self._watch is not None
@@ -157,17 +172,20 @@ class Worker:
                 workflow, _, request_id = event.key.removeprefix(keys.LIVE).partition("/")
                 self._ended(workflow, request_id)
         if are_new:
-            self._find_workflows()
+            try:
+                self._find_workflows()
+            except (StoreError, QueueUnavailable) as error:
+                log.warning("new workflows cannot be followed yet: %s", error)
 
     def _find_workflows(self) -> None:
         wanted = self._config.workflow_names
         workflows = tuple(name for name in catalog.workflow_names(self.platform.store) if not wanted or name in wanted)
         if workflows != self._workflows:
-            self._workflows = workflows
             capabilities = self._config.system_capabilities
             directions = ("map", "reduce")
-            self._consumer.subscribe(topic(w, d, c) for w in workflows for d in directions for c in capabilities)
+            self._consumer.subscribe([topic(w, d, c) for w in workflows for d in directions for c in capabilities])
             self._sweeps.over(workflows)
+            self._workflows = workflows
             self._pump_soon()
 
     def _ended(self, workflow: str, request_id: str) -> None:
@@ -197,6 +215,11 @@ class Worker:
 
     # --- messages ---------------------------------------------------------------------------------------------------
 
+    def is_crowded(self) -> None:
+        """Handlers run longer than they did: nothing more is claimed ahead of runners."""
+        self._mean_s = max(self._mean_s, _AHEAD_S)
+        self._depth = 1
+
     def starts(self) -> None:
         """A runner is about to run a handler."""
         self._running += 1
@@ -222,6 +245,7 @@ class Worker:
         """Begins to work on something; its end is taken care of."""
         self._jobs.add(job)
         job.task = asyncio.create_task(self._work(job, flow))
+        job.task.add_done_callback(lambda task: self._worked(job, task))
 
     def _pump_soon(self) -> None:
         if not self._is_pumping:
@@ -233,11 +257,13 @@ class Worker:
         if self.is_stopping:
             return
         room = self._runners * self._depth - len(self._backlog) - len(self._jobs)
-        if len(self._backlog) <= self._runners * self._depth // 4 and room > 0:
+        is_down = self._queue_down_until > self._loop.time()
+        if len(self._backlog) <= self._runners * self._depth // 4 and room > 0 and not is_down:
             try:
                 self._backlog += self._consumer.receive(room, 0)
             except QueueUnavailable as error:
                 log.warning("the queue does not answer, trying again: %s", error)
+                self._queue_down_until = self._loop.time() + _QUEUE_PAUSE_S
         while self._backlog and len(self._jobs) < self._runners * self._depth:
             self._begin(self._backlog.popleft())
         is_idle = not self._backlog and len(self._jobs) < self._runners
@@ -263,17 +289,19 @@ class Worker:
             await job.run(flow)  # type: ignore[arg-type]
         except HandBack:
             self._requeue(job, 0.0 if self.is_stopping else _HAND_BACK_PAUSE_S)
-        except asyncio.CancelledError:
-            raise
         except Exception:
             log.exception("something went wrong with request %s of %s", job.request_id, job.workflow, extra=fields)
             self._requeue(job, _TROUBLE_PAUSE_S)
         else:
             if job.delivery is not None:
                 self._finished.add(job.delivery)
-        finally:
-            self._jobs.discard(job)
-            self._pump_soon()
+
+    def _worked(self, job: Job, task: asyncio.Task[None]) -> None:
+        self._jobs.discard(job)
+        if task.cancelled():
+            # Before it had begun.
+            self._requeue(job, 0.0)
+        self._pump_soon()
 
     def _requeue(self, job: Job, delay: float) -> None:
         if job.delivery is None:
@@ -323,7 +351,6 @@ class Worker:
             self._loop.remove_reader(self._watch.fileno())
             self._watch.close()
         self._consumer.close()
-        self._tenure.end()
         log.info("worker %s has stopped", self.name)
 
     def _give_back_backlog(self) -> None:

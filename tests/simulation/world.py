@@ -737,7 +737,7 @@ class World:
             self.counts["fault queue lost everything"] += 1
             self.messages.clear()
             if rng.random() < 0.5:
-                self.memory.hurry(self.now)
+                self.memory.hurry()
 
     def _take_message(self) -> bool:
         worker = self.rng.choice(self.workers)
