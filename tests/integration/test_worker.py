@@ -344,3 +344,81 @@ def test_an_ended_request_is_removed_after_its_retention_with_all_that_belongs_t
     platform.store.commit([Txn(puts=(Put(expiry, b'{"at": 0}'),))])
     until(lambda: platform.store.get([keys.request("w", request_id)]) == [None], 30, platform.log)
     assert [one.key for one in platform.store.list("") if request_id in one.key] == []
+
+
+def test_a_session_that_is_too_large_fails_the_request_once(platform: Bench) -> None:
+    big = "def mapper(arguments):\n    S_SET('x', 'y' * 400_000)\n    yield MrConfigureToReturn()\n    yield 'a', 1\n"
+    platform.apply({**FILES, "one.py": big})
+    platform.worker()
+    request_id = platform.submit("one", a=1)
+    platform.wait(request_id)
+    failed = platform.failed(request_id)
+    assert failed.error is not None
+    assert failed.error.exception_type == "HandlerContractError"
+    assert "session" in failed.error.exception_message
+    assert (failed.attempt, failed.lost) == (1, 0)
+
+
+def test_attempts_that_spill_and_fail_leave_no_open_file(platform: Bench) -> None:
+    spills = "def mapper(arguments):\n    yield MrConfigureToReturn()\n    yield 1, 'x' * 3_000_000\n    1 / 0\n"
+    platform.apply({**FILES, "one.py": spills})
+    worker = platform.worker()
+    platform.wait(platform.submit("one", a=1))
+    before = psutil.Process(worker.pid).num_fds()
+    for _ in range(5):
+        platform.wait(platform.submit("one", a=1))
+    assert psutil.Process(worker.pid).num_fds() <= before + 1
+    assert not [path for path in (platform.directory / "data").rglob(".*post_combine*")]
+
+
+def test_a_record_that_nobody_can_read_keeps_no_other_request_from_being_swept(platform: Bench) -> None:
+    consumer = platform.platform.queue.consumer("general_worker", max_in_flight=10)
+    consumer.subscribe([topic("w", "map", "general")])
+    broken, good = platform.submit("one", a=1), platform.submit("one", a=1)
+    until(lambda: consumer.finish(found := consumer.receive(10, 1)) or not found)
+    consumer.close()
+    where = keys.invocation("w", broken, f"{broken}.0")
+    platform.store.commit([Txn(puts=(Put(where, b"rubbish"),))])
+    platform.worker()
+    assert platform.wait(good, 40).state == "done"
+
+
+def test_what_is_below_a_tolerated_failure_is_not_run(platform: Bench) -> None:
+    marks = platform.directory / "marks"
+    jobs = """
+steps:
+  top: {map: top, reduce: add, max_failed_children: 1}
+  middle: {map: middle, reduce: add}
+  touch: {map: touch, reduce: add}
+jobs: {top: {step: top}}
+"""
+    top = "def mapper(arguments):\n    yield MrConfigureToMap('middle')\n    yield from arguments\n"
+    middle = (
+        "def mapper(arguments):\n    yield MrConfigureToMap('touch')\n"
+        "    for key, (path, count) in arguments:\n        yield 'bad', [None, 0]\n"
+        "        for number in range(count):\n            yield number, [path, 0.2]\n"
+    )
+    platform.apply({**FILES, "jobs.yaml": jobs, "top.py": top, "middle.py": middle})
+    platform.worker(MR_RUNNERS=1)
+    request_id = platform.submit("top", x=[str(marks), 40])
+    assert platform.wait(request_id).state == "done"
+    assert platform.pairs(request_id) == []
+    assert ran(marks) < 20
+
+
+def test_a_worker_takes_over_from_one_that_lost_its_lease_while_it_ran_much(platform: Bench) -> None:
+    marks = platform.directory / "marks"
+    many = "def mapper(arguments):\n    yield MrConfigureToMap('touch')\n    for _, path in arguments:\n"
+    many += "        for number in range(60):\n            yield number, [path, 0.1]\n"
+    platform.apply({**FILES, "fan.py": many})
+    platform.worker(MR_RUNNERS=4)
+    request_id = platform.submit("fan", x=str(marks))
+    for _ in range(3):
+        seen = ran(marks)
+        until(lambda seen=seen: ran(marks) > seen, explain=platform.log)  # type: ignore[misc]
+        until(lambda: platform.store.get([keys.sweeper("w")])[0], explain=platform.log)
+        [owned] = platform.store.get([keys.sweeper("w")])
+        assert owned is not None
+        platform.store.revoke(owned.lease)
+    assert platform.wait(request_id).state == "done"
+    assert platform.pairs(request_id) == [["ran", 60]]
