@@ -161,8 +161,6 @@ class Front:
                 raise _expired(request_id)
             if request.is_done:
                 return request
-            if self.is_draining:
-                break
         return None
 
     # --- asking for one ---------------------------------------------------------------------------------------------

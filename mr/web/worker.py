@@ -14,14 +14,7 @@ import gevent
 import msgspec
 from gevent.pool import Pool
 from gevent.server import StreamServer
-from gunicorn.http.errors import (
-    ExpectationFailed,
-    LimitRequestHeaders,
-    LimitRequestLine,
-    NoMoreData,
-    ParseException,
-    UnsupportedTransferCoding,
-)
+from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.workers.ggevent import GeventWorker
 
 from mr.handlers.system import die_with_parent
@@ -37,11 +30,12 @@ _DISCARDED_AT_ONCE = 64 << 10
 _DISCARDING_S = 10.0
 
 _STATUS = {
-    LimitRequestLine: HTTPStatus.REQUEST_URI_TOO_LONG,
-    LimitRequestHeaders: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-    UnsupportedTransferCoding: HTTPStatus.NOT_IMPLEMENTED,
-    ExpectationFailed: HTTPStatus.EXPECTATION_FAILED,
+    "LimitRequestLine": HTTPStatus.REQUEST_URI_TOO_LONG,
+    "LimitRequestHeaders": HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    "UnsupportedTransferCoding": HTTPStatus.NOT_IMPLEMENTED,
+    "ExpectationFailed": HTTPStatus.EXPECTATION_FAILED,
 }
+"""By the name of gunicorn's exception: not every gunicorn has them all."""
 
 
 class FrontWorker(GeventWorker):  # type: ignore[misc]
@@ -127,7 +121,7 @@ class FrontWorker(GeventWorker):  # type: ignore[misc]
         if not isinstance(exc, ParseException):
             super().handle_error(req, client, addr, exc)
             return
-        status = next((status for kind, status in _STATUS.items() if isinstance(exc, kind)), HTTPStatus.BAD_REQUEST)
+        status = _STATUS.get(type(exc).__name__, HTTPStatus.BAD_REQUEST)
         self.log.info("Something else than HTTP came. error=%r", exc)
         body = msgspec.json.encode(document("invalid-http", status, header_text(str(exc)), {}))
         head = f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: application/problem+json\r\n"

@@ -251,6 +251,14 @@ def test_a_blocking_post_answers_when_its_request_ends(stack: Stack) -> None:
     assert stack.request(blocked.request_id).is_blocking
 
 
+def test_an_end_is_told_by_the_watch(stacks: Callable[..., Stack], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mr.web.following.Ends.check", lambda self: None)
+    stack = stacks()
+    blocked = Blocked(stack)
+    stack.succeed(blocked.request_id, done())
+    assert blocked.answer().status_code == 200
+
+
 def test_an_end_that_the_watch_was_not_told_is_found_by_looking(
     stacks: Callable[..., Stack], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -424,11 +432,19 @@ def test_a_changed_workflow_is_live_at_once(stack: Stack) -> None:
     is_problem(stack.client.post("/job/new/x"), 404, "job-not-found")
 
 
+def test_a_change_is_told_by_the_watch(stacks: Callable[..., Stack], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mr.web.catalogs.Catalogs.check", lambda self: None)
+    change_and_see(stacks())
+
+
 def test_a_change_that_the_watch_was_not_told_is_found_by_looking(
     stacks: Callable[..., Stack], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mr.web.catalogs.Catalogs.changed", lambda self, event: None)
-    stack = stacks()
+    change_and_see(stacks())
+
+
+def change_and_see(stack: Stack) -> None:
     before = stack.request(stack.submit()).manifest
 
     def change(draft: Draft) -> None:
