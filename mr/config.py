@@ -231,8 +231,8 @@ class Config:
     runner_memory_bytes: int = field(default=1024**3, metadata=by(whole_number(64 * 1024**2)))
     runner_wall_s: float = field(default=3600.0, metadata=by(seconds(0.1, 30 * 86400)))
     """The longest that an attempt may take where its step says nothing."""
-    runner_output_bytes: int = field(default=1024 * 1024, metadata=by(whole_number(0, 2**40)))
-    """How much of what an attempt prints is kept."""
+    runner_output_bytes: int = field(default=65_536, metadata=by(whole_number(0, 65_536)))
+    """How much of what an attempt prints is kept, in its record."""
     runner_processes: int = field(default=64, metadata=by(whole_number(1, 1_000_000)))
     runner_open_files: int = field(default=1024, metadata=by(whole_number(32, 1_000_000)))
     workflow_scope_factory_fq_class: str = field(default="", metadata=by(read_class_path))

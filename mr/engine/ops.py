@@ -193,7 +193,7 @@ class Settings:
     inline_bytes: int = 32 * 1024
     spill_bytes: int = 1024 * 1024
     session_bytes: int = 256 * 1024
-    kept_output_chars: int = 16 * 1024
+    kept_output_chars: int = 48 * 1024
     page: int = 500
     max_lost: int = 20
     max_depth: int = 64

@@ -21,7 +21,7 @@ from mr.config import Config
 from mr.engine.handle import handle
 from mr.engine.ops import Env, HandBack, Wake
 from mr.engine.shell import Body, Platform, to_message, topic
-from mr.errors import Compacted, QueueUnavailable, StoreError, StoreUnavailable
+from mr.errors import Compacted, InvalidConfig, QueueUnavailable, StoreError, StoreUnavailable
 from mr.handlers.limits import Limits
 from mr.handlers.pool import RunnerPool
 from mr.kv.base import Watch
@@ -64,9 +64,17 @@ def _limits(config: Config) -> Limits:
 
 
 class Worker:
-    """One worker process: build it, then ``await run()`` in its event loop."""
+    """One worker process: build it, then ``await run()`` in its event loop.
+
+    :raises InvalidConfig: handlers cannot be confined as the configuration asks.
+    """
 
     def __init__(self, config: Config, platform: Platform) -> None:
+        if config.sandbox != "process":
+            raise InvalidConfig(
+                f"This worker cannot run handlers {config.sandbox}. Set MR_SANDBOX=process, or leave it out.",
+                "MR_SANDBOX",
+            )
         self.name = worker_name()
         self.platform = platform
         self.is_stopping = False
