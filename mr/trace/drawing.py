@@ -159,7 +159,11 @@ def _sources(parent: str, children: Group) -> list[str]:
 
 
 def _outputs(node: Node) -> list[str]:
-    return [] if node.reduces is None else _names(node.record.invocation_id, node.reduces)
+    """What holds its reduced data; nothing of one that failed."""
+    if node.record.state == "failed":
+        return []
+    reduces = node.reduces
+    return [] if reduces is None else _names(node.record.invocation_id, reduces)
 
 
 def _looks(record: Invocation, request: Request) -> str:

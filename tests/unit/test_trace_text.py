@@ -199,6 +199,13 @@ def test_map_reduce_and_storage_edges_are_told_apart(story: Story) -> None:
     assert edges(source, "style=dotted") == 4
 
 
+def test_what_failed_brings_no_data(story: Story) -> None:
+    shop(story)
+    for child in (story.child(story.root, 0), ids.reduce_of(story.child(story.root, 0), 0)):
+        story.failure(child, "region", partitions=1)
+    assert edges(drawing.dot(load(story)), "style=dashed") == 1
+
+
 @needs_dot
 def test_a_wide_fan_out_is_one_box_and_what_failed_another(story: Story) -> None:
     shop(story, children=300)
