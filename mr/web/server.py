@@ -139,7 +139,7 @@ def settings(config: Config) -> dict[str, Any]:
     return {
         "bind": str(config.bind),
         "workers": config.web_processes,
-        "worker_class": FrontWorker,
+        "worker_class": f"{FrontWorker.__module__}.{FrontWorker.__qualname__}",
         "worker_connections": CONNECTIONS,
         "backlog": BACKLOG,
         "keepalive": KEEPALIVE_S,
