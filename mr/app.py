@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from mr.config import Config
 from mr.engine.ops import Env
@@ -58,14 +59,14 @@ def make_shell(platform: Platform) -> Shell:
     return Shell(platform)
 
 
-def run_worker(config: Config) -> int:
-    """Works until it is told to stop by SIGTERM or SIGINT; the exit code.
+def run_worker(config: Config, on_ready: Callable[[], None] = lambda: None) -> int:
+    """Works until it is told to stop by SIGTERM or SIGINT; the exit code. ``on_ready``: it takes messages now.
 
     :raises InvalidConfig, StoreUnavailable, QueueUnavailable: it cannot begin.
     """
     platform = open_platform(config)
     try:
-        asyncio.run(Worker(config, platform).run())
+        asyncio.run(Worker(config, platform).run(on_ready))
     finally:
         platform.close()
     return 0

@@ -12,8 +12,6 @@ import click
 from mr.cli import output
 from mr.cli.edge import Command, config, looks_in
 
-_WORKER_LOG = "mr.worker.worker"
-
 BOOT = (
     # What lies about in the current directory must not stand in for a module of the same name.
     "import sys; sys.path[:] = [path for path in sys.path if path]; "
@@ -33,19 +31,6 @@ def command_line(module: str, name: str, *arguments: str, parent: int = 0) -> li
     return [sys.executable, "-c", BOOT.format(module=module, name=name), str(parent), *arguments]
 
 
-class _Ready(logging.Handler):
-    """Writes a line to a descriptor once the worker has logged that it is ready."""
-
-    def __init__(self, descriptor: int) -> None:
-        super().__init__()
-        self._descriptor = descriptor
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if " is ready" in record.msg:
-            with suppress(OSError):
-                os.write(self._descriptor, b"ready\n")
-
-
 @click.command(cls=Command, example="$ MR_RUNNERS=8 jobx worker")
 @click.option("--ready-fd", type=int, hidden=True)
 @click.option("--quiet", is_flag=True, help="Log warnings and errors only.")
@@ -61,14 +46,14 @@ def worker(ready_fd: int | None, quiet: bool) -> None:
     found = config(is_quiet=quiet)
     looks_in(found)
     logs.to_stderr(logging.WARNING if quiet else logging.INFO)
-    if ready_fd is not None:
-        log = logging.getLogger(_WORKER_LOG)
-        log.setLevel(logging.INFO)
-        # The root's handler has a level of its own only so that these records do not pass it.
-        for handler in logging.getLogger().handlers:
-            handler.setLevel(logging.WARNING if quiet else logging.INFO)
-        log.addHandler(_Ready(ready_fd))
-    code = app.run_worker(found)
+
+    def tell() -> None:
+        if ready_fd is not None:
+            # Who wanted to know may have gone.
+            with suppress(OSError):
+                os.write(ready_fd, b"ready\n")
+
+    code = app.run_worker(found, tell)
     if code:
         raise click.exceptions.Exit(code)
 

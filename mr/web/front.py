@@ -19,6 +19,7 @@ from mr.errors import (
     RequestCancelled,
     RequestExpired,
     RequestNotFound,
+    StoreUnavailable,
 )
 from mr.model import ids, keys, pairs
 from mr.model.entities import Failure, Invocation, Job, Request, decode
@@ -36,6 +37,8 @@ LAST = "last"
 MAX_KEY_CHARS = 255
 
 _KEY_HOLDS_S = 24 * 3600
+
+_PAUSE_S = 0.25
 
 
 class Submitted(NamedTuple):
@@ -156,7 +159,15 @@ class Front:
         deadline = time.monotonic() + seconds
         while event.wait(0 if self.is_draining else max(0.0, deadline - time.monotonic())):
             event.clear()
-            request = self._read(workflow, request_id)
+            try:
+                request = self._read(workflow, request_id)
+            except StoreUnavailable:
+                # The request was accepted: whoever waits is not sent away because the store is, for a moment.
+                if self.is_draining or time.monotonic() >= deadline:
+                    break
+                time.sleep(_PAUSE_S)
+                event.set()
+                continue
             if request is None or request.state == "expiring":
                 raise _expired(request_id)
             if request.is_done:

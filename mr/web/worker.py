@@ -25,6 +25,9 @@ from mr.web.problems import document, header_text
 _LOOK_S = 0.25
 """How late a worker notices that it has to stop."""
 
+_STALLED_S = 60.0
+"""How long a client may keep us waiting for more of its body, or for room for more of its answer."""
+
 _DISCARDED_BYTES = 64 << 20
 _DISCARDED_AT_ONCE = 64 << 10
 _DISCARDING_S = 10.0
@@ -94,9 +97,11 @@ class FrontWorker(GeventWorker):  # type: ignore[misc]
         # A client that sends its next request while the last one is being answered would never let others in: with a
         # store of this machine nothing on the way has to wait.
         gevent.sleep(0)
+        sock.settimeout(_STALLED_S)
         super().handle_request(listener_name, req, sock, addr)
         if not self._is_read(req.body):
             raise StopIteration
+        sock.settimeout(None)
         self._idle.add(sock)
 
     def _is_read(self, body: Any) -> bool:

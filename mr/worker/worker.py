@@ -39,8 +39,8 @@ _AHEAD_S = 0.02
 _SHORT_S = 0.003
 _FINISH_AFTER_S = 0.005
 _POLL_S = 2.0
-_DRAIN_S = 10.0
-_HAND_BACK_S = 5.0
+_DRAIN_S = 8.0
+_HAND_BACK_S = 3.0
 _HAND_BACK_PAUSE_S = 0.1
 _QUEUE_PAUSE_S = 1.0
 _TROUBLE_PAUSE_S = 5.0
@@ -90,8 +90,8 @@ class Worker:
         self._is_pumping = False
         self._idle_since: float | None = None
 
-    async def run(self) -> None:
-        """Works until SIGTERM or SIGINT, then drains in order.
+    async def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
+        """Works until SIGTERM or SIGINT, then drains in order. ``on_ready`` is called once messages are taken.
 
         :raises StoreUnavailable, QueueUnavailable, RunnerBroken: it cannot begin.
         """
@@ -103,11 +103,11 @@ class Worker:
         self._tenure = Tenure(store, self._config.lease_s, loop.time, self._lost)
         self._tenure.begin()
         try:
-            await self._work_until_stopped(queue)
+            await self._work_until_stopped(queue, on_ready)
         finally:
             self._tenure.end()
 
-    async def _work_until_stopped(self, queue: Queue) -> None:
+    async def _work_until_stopped(self, queue: Queue, on_ready: Callable[[], None]) -> None:
         loop, store = self._loop, self.platform.store
         env = self._env = Env.of(self._config, self.name, self._tenure.lease)
         factory = self._config.workflow_scope_factory_fq_class or None
@@ -130,6 +130,7 @@ class Worker:
             asyncio.create_task(self._sweeps.run()),
         ]
         log.info("worker %s is ready: %d runners, workflows: %s", self.name, self._runners, ", ".join(self._workflows))
+        on_ready()
         await self._stop.wait()
         await self._drain(timers)
 

@@ -767,6 +767,7 @@ def test_a_store_that_refuses_is_503_and_nothing_is_accepted(stack: Stack) -> No
 def test_who_waits_while_the_store_is_away_is_answered_when_it_is_back(stack: Stack) -> None:
     blocked = Blocked(stack)
     stack.store.is_away = True
+    stack.front._ends.wake_all()
     time.sleep(1.2)  # for longer than the follower is patient: it has to begin anew
     stack.store.is_away = False
     stack.succeed(blocked.request_id, done())
