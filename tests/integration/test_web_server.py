@@ -420,7 +420,12 @@ def test_killing_the_server_ends_its_processes_and_frees_the_port(serve: Callabl
     workers[0].suspend()
     server.process.kill()
     server.process.wait()
-    eventually(lambda: not any(is_alive(worker) for worker in workers), within=1)
+    try:
+        eventually(lambda: not any(is_alive(worker) for worker in workers), within=1)
+    finally:
+        for worker in workers:
+            with suppress(psutil.NoSuchProcess):
+                worker.kill()
     with socket.socket() as again:
         again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         again.bind(server.connect_to())
