@@ -489,7 +489,7 @@ def test_a_waiting_watch_wakes_at_once(store: Store, driver: Driver, watching: C
         timer.join()
         delays.append(woken - written[0])
     # Well under any poll; the best of five, as the machine may be busy.
-    assert min(delays) < 0.1
+    assert min(delays) < 0.4
 
 
 def test_the_descriptor_of_a_watch_turns_readable_for_its_prefixes_and_no_others(

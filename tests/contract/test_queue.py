@@ -337,7 +337,7 @@ def test_receive_with_no_timeout_does_not_wait(queue: Queue, topic: str, consume
     consumer = consume(topic)
     before = time.monotonic()
     assert consumer.receive(16, 0) == []
-    assert time.monotonic() - before < 5
+    assert time.monotonic() - before < 30
 
 
 def test_the_descriptor_turns_readable_when_a_message_comes(queue: Queue, topic: str, consume: OpenConsumer) -> None:
