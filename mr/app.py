@@ -8,12 +8,14 @@ from collections.abc import Callable
 from mr.config import Config
 from mr.engine.ops import Env
 from mr.engine.shell import Platform, Shell
+from mr.errors import InvalidConfig
 from mr.fs.base import Files
 from mr.fs.local import LocalFiles
 from mr.kv.base import Store
 from mr.kv.sqlite import SqliteStore
 from mr.queue.base import Queue
 from mr.queue.sqlite import SqliteQueue
+from mr.urls import masked_url
 from mr.worker.worker import Worker
 
 
@@ -46,6 +48,13 @@ def open_platform(config: Config) -> Platform:
     :raises InvalidConfig: a URL is of a technology that there is no driver for.
     :raises StoreUnavailable, QueueUnavailable: they cannot be opened.
     """
+    if not config.is_embedded:
+        name = config.sources.get("kv_url", "MR_KV_URL")
+        raise InvalidConfig(
+            f"{name} names a cluster's store, {masked_url(config.kv_url)}, and clusters are not supported yet. "
+            "Leave the settings of store and queue out to run on SQLite files of this machine.",
+            name,
+        )
     files = open_files(config)
     return Platform(open_store(config), open_queue(config), files)
 

@@ -284,13 +284,13 @@ class Config:
         if stored and not queued:
             raise InvalidConfig(
                 f"{queue_source} names a cluster's queue, {masked_url(self.queue_url)}, but the store is the embedded "
-                f"{self.kv_url}. Set MR_KV_URL to the cluster's store, as in etcd://127.0.0.1:2379, or neither.",
+                f"{self.kv_url}. Leave it out: clusters are not supported yet.",
                 queue_source,
             )
         if queued and not stored:
             raise InvalidConfig(
                 f"{kv_source} names a cluster's store, {masked_url(self.kv_url)}, but the queue is the embedded "
-                f"{self.queue_url}. Set MR_QUEUE_URL to the cluster's queue, as in nsq://127.0.0.1:4150, or neither.",
+                f"{self.queue_url}. Leave it out: clusters are not supported yet.",
                 kv_source,
             )
         if stored and self.kv_path == self.queue_path:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+
 from mr.engine import transitions as t
 from mr.engine.join import after_child, wake
 from mr.engine.ops import Commit, Env, Flow, Get, Publish
 from mr.engine.transitions import Hold
 from mr.handlers.protocol import Failed, Finished
+from mr.handlers.tracebacks import place_in
 from mr.model import ids, keys
 from mr.model.entities import Failure
 from mr.model.records import Mark, Owner
+
+log = logging.getLogger(__name__)
 
 
 def lost_too_often(env: Env, hold: Hold) -> bool:
@@ -68,7 +73,13 @@ def fail_or_retry(env: Env, hold: Hold, event: Failed | None, is_final: bool = F
     answer = yield Commit(change)
     if not answer.ok:
         yield from abandon(hold)
-    elif is_tolerated and hold.seal is not None and hold.seal.record is not None:
+        return
+    fields = {"workflow": hold.scene.workflow, "request": hold.scene.id, "invocation": hold.id}
+    place = place_in(failure.traceback) or handler
+    log.warning(
+        "%s failed: %s: %s (%s)", hold.id, failure.exception_type, failure.exception_message, place, extra=fields
+    )
+    if is_tolerated and hold.seal is not None and hold.seal.record is not None:
         yield from after_child(env, hold.scene, ids.map_of(hold.id), hold.seal.record, None)
 
 

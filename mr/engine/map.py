@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
@@ -155,8 +156,11 @@ def _problem(env: Env, hold: Hold, step_name: str) -> Failed | None:
     if not step_name:
         return None
     if step_name not in hold.scene.manifest.steps:
-        known = ", ".join(sorted(hold.scene.manifest.steps))
-        kind, message = "StepNotFound", f"There is no step {step_name!r} to map to; the workflow has: {known}."
+        known = sorted(hold.scene.manifest.steps)
+        nearest = difflib.get_close_matches(step_name, known, 1)
+        guess = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        kind = "StepNotFound"
+        message = f"There is no step {step_name!r} to map to; the workflow has: {', '.join(known)}.{guess}"
     elif ids.depth_of(hold.id) + 1 >= env.settings.max_depth:
         kind = "HandlerContractError"
         message = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import traceback
 
 import mr
@@ -23,6 +24,15 @@ def handler_traceback(error: BaseException) -> str:
     if not told.stack and isinstance(place, tuple):
         told.stack = traceback.StackSummary.from_list([traceback.FrameSummary(*place)])
     return shortened("".join(told.format()).rstrip("\n"), MAX_CHARACTERS)
+
+
+_PLACE = re.compile(r'File "([^"\n]+)", line (\d+)')
+
+
+def place_in(text: str) -> str:
+    """Where a traceback's text ends, as ``words.py, line 4``; empty where it names no place."""
+    places = _PLACE.findall(text)
+    return f"{places[-1][0]}, line {places[-1][1]}" if places else ""
 
 
 def shortened(text: str, limit: int) -> str:

@@ -112,6 +112,9 @@ def answer_http_exception(error: HTTPException) -> Response:
     status = error.code or 500
     if status == 404:
         response = problem("not-found", 404, f"There is nothing at {request.path}. GET / says what there is.", {})
+    elif status == 405 and request.path.startswith("/job/"):
+        detail = f"A job is posted to, as in: curl -d '{{\"arguments\": {{}}}}' {request.base_url}"
+        response = problem("method-not-allowed", 405, detail, {})
     else:
         response = problem(error.name.lower().replace(" ", "-"), status, error.description or error.name, {})
     for name, value in error.get_headers(request.environ):

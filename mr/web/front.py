@@ -223,7 +223,8 @@ class Front:
                 [keys.failed(workflow, request_id, root_id, root.epoch, shard) for shard in shards],
             )
         )
-        return Progress(root.state, root.mapped_count, ended, failed)
+        has_stopped = request.is_done and root.state not in ("done", "failed")
+        return Progress("stopped" if has_stopped else root.state, root.mapped_count, ended, failed)
 
     def _failure(self, request: Request) -> Failure | None:
         if request.failed_invocation_id is None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mr.errors import JobxError
+from mr.handlers.tracebacks import place_in
 from mr.model.entities import Failure
 
 MAX_HEADER_CHARS = 1024
@@ -59,7 +60,11 @@ class HandlerFailed(JobxError):
     slug = "handler-failed"
 
     def __init__(self, request_id: str, invocation_id: str, failure: Failure) -> None:
-        super().__init__(f"{failure.exception_type}: {failure.exception_message}")
+        place = place_in(failure.traceback)
+        super().__init__(
+            f"{failure.exception_type}: {failure.exception_message}{f' ({place})' if place else ''} - "
+            f"for the whole story: jobx request tree {request_id}"
+        )
         self.request_id, self.invocation_id = request_id, invocation_id
         self.exception_type, self.exception_message = failure.exception_type, failure.exception_message
 
