@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 
 from mr.engine import ops
+from mr.engine.grouping import Groups
 from mr.errors import CorruptRecord, OutcomeUnknown, QueueUnavailable, StoreUnavailable
 from mr.fs.base import Files, Writer
 from mr.kv.base import Entry, Outcome, Put, Store, Txn, Verdict
@@ -196,60 +196,17 @@ class Platform:
         self.store.close()
 
 
-class _Waiting:
-    __slots__ = ("error", "outcome", "txn")
-
-    def __init__(self, txn: Txn) -> None:
-        self.txn = txn
-        self.outcome: Outcome | None = None
-        self.error: BaseException | None = None
-
-
-class GroupCommit:
-    """Commits the transactions of concurrent callers together: while one group is on its way the next one gathers.
-
-    The first caller that gets the lock commits for everybody who waits; the others find their outcome when it is their
-    turn. Works among threads, and among greenlets where locks are patched.
-    """
-
-    def __init__(self, store: Store, most: int = 64) -> None:
-        self._store, self._most = store, most
-        self._lock = threading.Lock()
-        self._waiting: deque[_Waiting] = deque()
-
-    def commit(self, txn: Txn) -> Outcome:
-        mine = _Waiting(txn)
-        self._waiting.append(mine)
-        with self._lock:
-            while mine.outcome is None and mine.error is None:
-                self._carry_out([self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))])
-        if mine.error is not None:
-            raise mine.error
-        assert mine.outcome is not None
-        return mine.outcome
-
-    def _carry_out(self, group: Sequence[_Waiting]) -> None:
-        try:
-            outcomes = self._store.commit([waiting.txn for waiting in group])
-        except Exception as error:
-            if len(group) == 1:
-                group[0].error = error
-                return
-            # One of them may be to blame for all: each gets its own answer.
-            for waiting in group:
-                self._carry_out([waiting])
-            return
-        for waiting, outcome in zip(group, outcomes, strict=True):
-            waiting.outcome = outcome
-
-
 class Shell:
-    """Runs flows to their end, blocking. ``patience`` seconds an unknown outcome is repeated before it is given up."""
+    """Runs flows to their end, blocking. What concurrent ones write is written together.
+
+    An unknown outcome is repeated for ``patience`` seconds before it is given up.
+    """
 
     def __init__(self, platform: Platform, patience: float = 5.0) -> None:
         self.platform = platform
         self._patience = patience
-        self._group = GroupCommit(platform.store)
+        self._commits: Groups[Txn, Outcome] = Groups(platform.store.commit)
+        self._messages: Groups[Sequence[ops.Wake], None] = Groups(self._publish)
 
     def run(self, flow: ops.Flow[T], request_id: str | None = None) -> T:
         """The flow's answer.
@@ -257,6 +214,13 @@ class Shell:
         :raises StoreUnavailable: the store refused; nothing was changed.
         :raises OutcomeUnknown: it never said; ``request_id`` is handed on.
         """
+        spilled: set[str] = set()
+        try:
+            return self._run(flow, request_id, spilled)
+        finally:
+            self.platform.discard(spilled)
+
+    def _run(self, flow: ops.Flow[T], request_id: str | None, spilled: set[str]) -> T:
         answer: Any = None
         problem: Exception | None = None
         while True:
@@ -267,12 +231,20 @@ class Shell:
                 return result
             try:
                 problem = None
+                if isinstance(op, ops.Spill):
+                    spilled.add(op.name)
                 if isinstance(op, ops.Commit):
                     answer = self._commit(op.change, request_id)
+                elif isinstance(op, ops.Publish):
+                    answer = self._messages.do(op.wakes)
                 else:
                     answer = self.platform.perform(op)
             except Exception as error:
                 problem = error
+
+    def _publish(self, several: Sequence[Sequence[ops.Wake]]) -> Sequence[None]:
+        self.platform.perform(ops.Publish(tuple(wake for wakes in several for wake in wakes)))
+        return [None] * len(several)
 
     def _commit(self, change: ops.Change, request_id: str | None) -> ops.Committed:
         txn = to_txn(change)
@@ -280,7 +252,7 @@ class Shell:
         pause, doubtful = 0.01, False
         while True:
             try:
-                outcome = self._group.commit(txn)
+                outcome = self._commits.do(txn)
                 if outcome.verdict is not Verdict.UNKNOWN:
                     return settle(outcome, doubtful)
                 doubtful = True

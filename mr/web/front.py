@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from mr.config import Config
 from mr.engine import submit
 from mr.engine.ops import Env
-from mr.engine.shell import Platform
+from mr.engine.shell import Platform, Shell
 from mr.errors import (
     FilesUnavailable,
     InvalidInput,
@@ -27,7 +27,6 @@ from mr.model.records import Dataset, Done
 from mr.web import posts, results
 from mr.web.catalogs import Catalogs
 from mr.web.following import Ends, Follower
-from mr.web.grouping import GroupingShell
 from mr.web.parameters import check_arguments
 from mr.web.problems import HandlerFailed, NotReady
 
@@ -74,7 +73,7 @@ class Front:
     def __init__(self, platform: Platform, config: Config, env: Env) -> None:
         self.platform, self.config = platform, config
         self._env = env
-        self._shell = GroupingShell(platform)
+        self._shell = Shell(platform)
         self._catalogs = Catalogs(platform.store, config.workflow_names)
         self._ends = Ends(platform.store)
         self._follower = Follower(platform.store, [self._catalogs, self._ends])

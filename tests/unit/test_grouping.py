@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from mr.web.grouping import Groups
+from mr.engine.grouping import Groups
+from mr.errors import InvalidTransaction, StoreUnavailable
 
 DEADLINE_S = 20.0
 
@@ -74,12 +75,35 @@ def test_those_who_come_while_a_group_is_carried_out_make_up_the_next_one() -> N
 def test_one_that_fails_does_not_fail_the_others_of_its_group() -> None:
     def carry_out(items: Sequence[int]) -> Sequence[int]:
         if 3 in items:
-            raise ValueError("three")
+            raise InvalidTransaction("three")
         return items
 
     answers = run(8, Groups(carry_out))
     assert sorted(answer for answer in answers if isinstance(answer, int)) == [0, 1, 2, 4, 5, 6, 7]
     assert [str(answer) for answer in answers if isinstance(answer, Exception)] == ["three"]
+
+
+def test_an_outage_is_told_to_the_whole_group_at_once() -> None:
+    calls: list[int] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def carry_out(items: Sequence[int]) -> Sequence[int]:
+        calls.append(len(items))
+        if len(calls) == 1:
+            begun.set()
+            assert go_on.wait(DEADLINE_S)
+            return items
+        raise StoreUnavailable("gone")
+
+    groups: Groups[int, int] = Groups(carry_out)
+    first = threading.Thread(target=groups.do, args=(0,), daemon=True)
+    first.start()
+    assert begun.wait(DEADLINE_S)
+    threading.Timer(0.2, go_on.set).start()
+    answers = run(6, groups)
+    first.join(DEADLINE_S)
+    assert [type(answer) for answer in answers] == [StoreUnavailable] * 6
+    assert calls == [1, 6] or sum(calls) == 7
 
 
 def test_a_leader_that_is_stopped_hands_on() -> None:

@@ -8,9 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from mr.engine.shell import GroupCommit, Platform, Shell
-from mr.kv.base import Outcome, Store, Txn
-from mr.queue.base import Consumer, Message, Queue
+from mr.errors import InvalidTransaction
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -34,7 +32,10 @@ class Groups(Generic[T, R]):
 
     One of the callers carries the group out for all; the next group gathers meanwhile, and its first caller carries
     that one out. Nobody waits for more than the group before its own, however eager others are. ``carry_out`` takes
-    items and answers with one answer for each; where it fails for a group, each gets its own answer.
+    items and answers with one answer for each. What it raises is raised to all of the group; but an InvalidTransaction
+    is one item's fault, and then each is carried out by itself.
+
+    Works among threads, and among greenlets where locks are patched.
     """
 
     def __init__(self, carry_out: Callable[[Sequence[T]], Sequence[R]], most: int = _MOST) -> None:
@@ -80,51 +81,16 @@ class Groups(Generic[T, R]):
     def _settle(self, group: Sequence[_Ticket[T, R]]) -> None:
         try:
             answers = self._carry_out([ticket.item for ticket in group])
-        except Exception as error:
+        except InvalidTransaction as error:
             if len(group) == 1:
                 group[0].error = error
                 return
-            # One of them may be to blame for all.
             for ticket in group:
                 self._settle([ticket])
             return
+        except Exception as error:
+            for ticket in group:
+                ticket.error = error
+            return
         for ticket, answer in zip(group, answers, strict=True):
             ticket.answers.append(answer)
-
-
-class GroupedCommits(GroupCommit):
-    def __init__(self, store: Store) -> None:
-        self._groups: Groups[Txn, Outcome] = Groups(store.commit)
-
-    def commit(self, txn: Txn) -> Outcome:
-        return self._groups.do(txn)
-
-
-class GroupedQueue(Queue):
-    """Another queue, to which concurrent callers publish together."""
-
-    def __init__(self, queue: Queue) -> None:
-        self._queue = queue
-        self.local, self.max_body_bytes = queue.local, queue.max_body_bytes
-        self._groups: Groups[Sequence[Message], None] = Groups(self._publish)
-
-    def publish(self, messages: Sequence[Message]) -> None:
-        self._groups.do(messages)
-
-    def _publish(self, several: Sequence[Sequence[Message]]) -> Sequence[None]:
-        self._queue.publish([message for messages in several for message in messages])
-        return [None] * len(several)
-
-    def consumer(self, channel: str, *, max_in_flight: int, visibility: float = 60.0) -> Consumer:
-        return self._queue.consumer(channel, max_in_flight=max_in_flight, visibility=visibility)
-
-    def close(self) -> None:
-        self._queue.close()
-
-
-class GroupingShell(Shell):
-    """A shell whose concurrent flows write together."""
-
-    def __init__(self, platform: Platform) -> None:
-        super().__init__(Platform(platform.store, GroupedQueue(platform.queue), platform.files))
-        self._group = GroupedCommits(platform.store)
