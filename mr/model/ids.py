@@ -11,11 +11,11 @@ from __future__ import annotations
 import secrets
 import time
 import zlib
+from base64 import b32encode
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _TIME_CHARS = 9  # 45 bits of milliseconds: until the year 3084
 _RANDOM_CHARS = 8
-NONCE_CHARS = 8
 
 
 def _base32(number: int, width: int) -> str:
@@ -27,7 +27,8 @@ def _check(workflow_name: str, body: str) -> str:
 
 
 def new_nonce() -> str:
-    return _base32(secrets.randbits(5 * NONCE_CHARS), NONCE_CHARS)
+    """40 random bits."""
+    return b32encode(secrets.token_bytes(5)).decode().lower()
 
 
 def new_request_id(workflow_name: str, now: float | None = None) -> str:

@@ -116,7 +116,7 @@ class Worker:
         self.wakes: Outbox[Wake] = Outbox(loop, self._publish)
         self._finished: Outbox[Delivery] = Outbox(loop, self._finish, _FINISH_AFTER_S)
         most = self._runners * _MOST_PER_RUNNER
-        self._consumer = queue.consumer(self._config.channel, max_in_flight=2 * most, visibility=_VISIBILITY_S)
+        self._consumer = queue.consumer(self._config.channel, max_in_flight=3 * most, visibility=_VISIBILITY_S)
         self._sweeps = Sweeps(self, env)
         self._watch: Watch | None = None
         await self.pool.start()
@@ -265,15 +265,17 @@ class Worker:
         self._is_pumping = False
         if self.is_stopping:
             return
-        room = self._runners * self._depth - len(self._backlog) - len(self._jobs)
+        most = self._runners * self._depth
+        # Where handlers are short, as many messages again are at hand, so that they are taken many at a time.
+        room = (most if self._depth == 1 else 2 * most) - len(self._backlog) - len(self._jobs)
         is_down = self._queue_down_until > self._loop.time()
-        if len(self._backlog) <= self._runners * self._depth // 4 and room > 0 and not is_down:
+        if len(self._backlog) <= most // 4 and room > 0 and not is_down:
             try:
                 self._backlog += self._consumer.receive(room, 0)
             except QueueUnavailable as error:
                 log.warning("the queue does not answer, trying again: %s", error)
                 self._queue_down_until = self._loop.time() + _QUEUE_PAUSE_S
-        while self._backlog and len(self._jobs) < self._runners * self._depth:
+        while self._backlog and len(self._jobs) < most:
             self._begin(self._backlog.popleft())
         is_idle = not self._backlog and len(self._jobs) < self._runners
         if not is_idle:
