@@ -75,7 +75,7 @@ def fail_or_retry(env: Env, hold: Hold, event: Failed | None, is_final: bool = F
         yield from abandon(hold)
         return
     fields = {"workflow": hold.scene.workflow, "request": hold.scene.id, "invocation": hold.id}
-    place = place_in(failure.traceback) or handler
+    place = place_in(failure.traceback, failure.exception_message) or handler
     log.warning(
         "%s failed: %s: %s (%s)", hold.id, failure.exception_type, failure.exception_message, place, extra=fields
     )

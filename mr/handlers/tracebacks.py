@@ -29,10 +29,12 @@ def handler_traceback(error: BaseException) -> str:
 _PLACE = re.compile(r'File "([^"\n]+)", line (\d+)')
 
 
-def place_in(text: str) -> str:
-    """Where a traceback's text ends, as ``words.py, line 4``; empty where it names no place."""
+def place_in(text: str, message: str = "") -> str:
+    """Where a traceback's text ends, as ``words.py, line 4``; empty where it names no place, or the message has it."""
     places = _PLACE.findall(text)
-    return f"{places[-1][0]}, line {places[-1][1]}" if places else ""
+    if not places or f"{places[-1][0]}:{places[-1][1]}" in message:
+        return ""
+    return f"{places[-1][0]}, line {places[-1][1]}"
 
 
 def shortened(text: str, limit: int) -> str:

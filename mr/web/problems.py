@@ -60,7 +60,7 @@ class HandlerFailed(JobxError):
     slug = "handler-failed"
 
     def __init__(self, request_id: str, invocation_id: str, failure: Failure) -> None:
-        place = place_in(failure.traceback)
+        place = place_in(failure.traceback, failure.exception_message)
         super().__init__(
             f"{failure.exception_type}: {failure.exception_message}{f' ({place})' if place else ''} - "
             f"for the whole story: jobx request tree {request_id}"
