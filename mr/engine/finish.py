@@ -76,9 +76,10 @@ def fail_or_retry(env: Env, hold: Hold, event: Failed | None, is_final: bool = F
         return
     fields = {"workflow": hold.scene.workflow, "request": hold.scene.id, "invocation": hold.id}
     place = place_in(failure.traceback, failure.exception_message) or handler
-    log.warning(
-        "%s failed: %s: %s (%s)", hold.id, failure.exception_type, failure.exception_message, place, extra=fields
-    )
+    # A tolerated one may be one of thousands.
+    level = logging.INFO if is_tolerated else logging.WARNING
+    message = f"{failure.exception_type}: {failure.exception_message}"
+    log.log(level, "%s of %s failed: %s (%s)", hold.id, hold.scene.workflow, message, place, extra=fields)
     if is_tolerated and hold.seal is not None and hold.seal.record is not None:
         yield from after_child(env, hold.scene, ids.map_of(hold.id), hold.seal.record, None)
 
