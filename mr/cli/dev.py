@@ -20,7 +20,7 @@ from mr.cli.directories import bring_in, lines
 from mr.cli.edge import Command, looks_in, message_of, say, warn
 from mr.cli.supervisor import Child
 from mr.config import Bind, Config
-from mr.errors import InvalidConfig, JobxError, StoreError
+from mr.errors import InvalidConfig, InvalidInput, JobxError, StoreError
 from mr.kv.base import Store
 
 FIRST_PORT = 8080
@@ -185,13 +185,18 @@ class Watched:
         self._applied: Signature | None = None
         self._seen: Signature | None = None
         self._next = 0.0
+        self._has_steps = False
+        self._is_broken = False
 
     def begin(self) -> None:
         """Applies it for the first time.
 
+        :raises InvalidInput: there is no such directory.
         :raises InvalidHandler: it cannot be read; all problems are told with it.
         :raises JobxError: it cannot be applied.
         """
+        if not os.path.isdir(self._directory):
+            raise InvalidInput(f"There is no directory {self._directory!r}.")
         self._applied = self._seen = signature(self._directory)
         self._apply()
 
@@ -213,13 +218,22 @@ class Watched:
             self._say(f"{message_of(error)} The change of {self._directory} is tried again.")
             self._applied, self._next = None, time.monotonic() + STORE_PAUSE_S
         except JobxError as error:
+            self._is_broken = True
             self._say(f"{message_of(error)}\n{self._directory} is not applied: what was there before stays.")
 
     def _apply(self) -> None:
-        from mr.handlers.files import read_directory
+        from mr.handlers.files import JOBS_FILE, read_directory
 
         found = read_directory(self._directory)
-        for line in lines(found.workflow, bring_in(self._store, found)):
+        if self._has_steps and not found.steps:
+            # A slow save, or a slip: as a change it would take every step and every job away.
+            path = os.path.join(self._directory, JOBS_FILE)
+            raise InvalidInput(f"{path} is missing or empty. If all is to go, `jobx apply` does that.")
+        told = [*lines(found.workflow, bring_in(self._store, found))]
+        if self._is_broken and not told:
+            told = [f"{found.workflow}: all right again"]
+        self._has_steps, self._is_broken = bool(found.steps), False
+        for line in told:
             self._say(line)
 
 
@@ -259,11 +273,14 @@ def run(config: Config, environ: Mapping[str, str], address: Address, directory:
     watched: Watched | None = None
     store = app.open_store(config)
     try:
+        # Before anything is written: a port that is taken is the commonest of slips.
+        listener = listen(address)
+        host, port = address.host, listener.getsockname()[1]
+        if address.port is None and port != FIRST_PORT:
+            say(f"Port {FIRST_PORT} is taken: this is on {port}.")
         if directory is not None:
             watched = Watched(directory, store, say)
             watched.begin()
-        listener = listen(address)
-        host, port = address.host, listener.getsockname()[1]
         settings = {**environ, "MR_BIND": str(Bind(host, port))}
         descriptor = listener.fileno()
         front = Child("front end", ("serve", "main"), [f"--listen-fd={descriptor}"], settings, [descriptor], say)

@@ -347,6 +347,7 @@ def test_a_given_port_that_is_taken_ends_it(start: Start) -> None:
         dev = start("words", "--port", str(port))
         assert dev.end() == 1
     assert f"127.0.0.1:{port}" in "\n".join(dev.errors.end())
+    assert not dev.errors.have("words: create"), "nothing is written before it is known that it can begin"
     assert dev.output.end() == []
 
 
@@ -375,3 +376,24 @@ def test_files_named_like_modules_do_no_harm(start: Start, words: Path, tmp_path
     dev = start().until_ready()
     assert dev.count("a") == [["a", 1]]
     assert not dev.errors.have("the wrong module")
+
+
+@pytest.mark.parametrize("slip", ["missing", "empty"])
+def test_a_jobs_file_that_goes_takes_nothing_away(start: Start, words: Path, slip: str) -> None:
+    dev = start("words", "--port", "0").until_ready()
+    jobs = words / "jobs.yaml"
+    if slip == "missing":
+        jobs.unlink()
+    else:
+        jobs.write_text("")
+    wait_for(lambda: dev.errors.have("jobs.yaml is missing or empty"), "it is told")
+    assert dev.count("a b a") == [["a", 2], ["b", 1]]
+    jobs.write_text(JOBS)
+    wait_for(lambda: dev.errors.have("words: all right again"), "it is told")
+    assert not dev.errors.have("delete")
+
+
+def test_a_directory_that_is_not_there_is_named(start: Start) -> None:
+    dev = start("wrods", "--port", "0")
+    assert dev.end() == 1
+    assert any("There is no directory 'wrods'" in line for line in dev.errors.end())
