@@ -9,7 +9,7 @@ from typing import Literal
 
 from mr.errors import DrawingFailed, GraphvizMissing
 from mr.model.entities import Invocation, Request
-from mr.trace.text import duration, folded_line, one_line, state_of
+from mr.trace.text import duration, folded_line, one_line
 from mr.trace.tree import Group, Node, Tree, seconds_of
 
 Format = Literal["svg", "png"]
@@ -119,7 +119,8 @@ def _group(parent: str, group: Group, request: Request) -> Iterator[str]:
         yield from _node(node, request)
     if group.is_folded or group.total > len(group.nodes):
         lines = [folded_line(one).plain for one in (group, *_all_below(group))]
-        state = "failed" if group.states["failed"] else "done" if group.states["done"] == group.total else "running"
+        under_way = "stopped" if request.is_done else "running"
+        state = "failed" if group.states["failed"] else "done" if group.states["done"] == group.total else under_way
         if not group.is_folded:
             state = "ready"
             lines = [f"{group.step_name} {group.direction}", f"{group.total - len(group.nodes):,} not begun"]
@@ -167,7 +168,7 @@ def _outputs(node: Node) -> list[str]:
 
 
 def _looks(record: Invocation, request: Request) -> str:
-    state = state_of(record, request)
+    state = record.state
     seconds = seconds_of(record)
     lines = [f"{record.step_name} {record.direction}", state if seconds is None else f"{state} in {duration(seconds)}"]
     if record.attempt > 1:

@@ -54,18 +54,11 @@ def flat(tree: Tree) -> Iterator[str]:
     """
     for record in tree.walk():
         depth = record.invocation_id.count(".") - 1
-        parts = [record.invocation_id, record.step_name, record.direction, state_of(record, tree.request)]
+        parts = [record.invocation_id, record.step_name, record.direction, record.state]
         parts += _facts(record)
         if record.error is not None:
             parts.append(f"{record.error.exception_type}: {one_line(record.error.exception_message, 200)}")
         yield f"{'  ' * depth}{'  '.join(parts)}"
-
-
-def state_of(record: Invocation, request: Request) -> str:
-    """The state to show: what was under way when its request ended has stopped."""
-    if request.is_done and record.state in ("running", "waiting", "reducing"):
-        return "stopped"
-    return record.state
 
 
 def duration(seconds: float) -> str:
@@ -116,7 +109,7 @@ def _request_line(tree: Tree) -> Text:
 def _add_node(branch: RichTree, node: Node, request: Request, told: set[str]) -> None:
     record = node.record
     line = Text.assemble((f"{record.step_name} ", "bold"), f"{record.direction} ", _number(record))
-    state = state_of(record, request)
+    state = record.state
     line.append(state, style=_STYLES.get(state, "yellow"))
     facts = _facts(record)
     if facts:

@@ -94,7 +94,8 @@ class Node:
 class Group:
     """The invocations of one parent that are of one step and direction.
 
-    ``states`` counts all of them by state, those that nobody has begun as ``ready``. ``nodes`` are all that were begun
+    ``states`` counts all of them by state, those that nobody has begun as ``ready``, or ``not begun`` once the request
+    has ended; what was under way then has ``stopped``. ``nodes`` are all that were begun
     or, of a folded group, those that fail (at most ``FAILING``) and a few samples; ``below`` then says what is directly
     below all of them, added up by step and direction, and so on downwards. ``failing`` counts those that failed or
     have a failure below them.
@@ -198,16 +199,36 @@ def load(
     if entry is None:
         raise RequestNotFound("request", request_id, f"It is none of the workflow {workflow!r}, or was removed.")
     request = decode(Request, key, entry.value)
-    root = _build(_rows(store, workflow, request_id))
+    rows = _rows(store, workflow, request_id)
+    root = _build(((as_it_ended(record), seal) for record, seal in rows) if request.is_done else rows)
+    if root is not None and request.is_done:
+        _end(root.groups)
     if root is not None and data:
         _attach(store, root, None, read_dataset or _inline)
 
     def walk() -> Iterator[Invocation]:
         for _, record in _entries(store, keys.invocation(workflow, request_id, ""), Invocation):
-            yield record
+            yield as_it_ended(record) if request.is_done else record
 
     total = 0 if root is None else 1 + sum(map(_count, root.groups))
     return Tree(request, root, total, walk)
+
+
+def as_it_ended(record: Invocation) -> Invocation:
+    """What was under way when its request ended has ``stopped``; the store keeps how far it had come."""
+    if record.state in ("done", "failed"):
+        return record
+    return msgspec.structs.replace(record, state="stopped")
+
+
+def _end(groups: list[Group]) -> None:
+    """Those that nobody had begun when the request ended never will be."""
+    for group in groups:
+        if never := group.states.pop("ready", 0):
+            group.states["not begun"] = never
+        _end(group.below)
+        for node in group.nodes:
+            _end(node.groups)
 
 
 def seconds_of(record: Invocation | Request) -> float | None:

@@ -21,6 +21,8 @@ steps:
   typed: {map: typed, reduce: add}
   raises: {map: raises, reduce: add}
   shared: {map: words, reduce: raises_too}
+  wide: {map: wide, reduce: add}
+  one_fails: {map: one_fails, reduce: add}
 jobs:
   words: {step: words}
   slow: {step: slow}
@@ -29,6 +31,7 @@ jobs:
   typed: {step: typed}
   raises: {step: raises}
   reducer_raises: {step: shared}
+  wide: {step: wide}
 """,
     "words.py": (
         "def mapper(arguments):\n    yield MrConfigureToReturn()\n"
@@ -63,6 +66,14 @@ yield given["greeting"], given["count"] + 1
         "    yield MrConfigureToReturn()\n    print('about to divide')\n    yield 'x', helper(0)\n"
     ),
     "raises_too.py": "def reducer(results):\n    for key, _ in results:\n        raise LookupError(f'no {key}')\n",
+    "wide.py": (
+        "def mapper(arguments):\n    yield MrConfigureToMap('one_fails')\n"
+        "    for number in range(31):\n        yield number, number\n"
+    ),
+    "one_fails.py": (
+        "import time\n\ndef mapper(arguments):\n    yield MrConfigureToReturn()\n    for _, number in arguments:\n"
+        "        if number == 9:\n            raise ValueError(number)\n        time.sleep(0.05)\n        yield 'n', 1\n"
+    ),
     "add.py": "def reducer(results):\n    for key, values in results:\n        yield key, sum(values)\n",
 }
 
@@ -167,6 +178,17 @@ def test_a_handler_that_raises_is_told_and_found_in_the_tree(platform: Served) -
         assert part in tree, tree
     invocation = platform.run("mr_kv_invocation_get", "w", str(found["invocation_id"])).stdout
     assert "about to divide" in invocation
+
+
+def test_what_had_not_ended_with_a_failed_request_has_stopped(platform: Served) -> None:
+    request_id = str(problem(platform.post("wide"), 500, "handler-failed")["request_id"])
+    told = platform.jobx("request", "tree", request_id).stdout
+    told += platform.run("mr_get_invocation_flat_list", "w", request_id).stdout
+    told += platform.run("mr_get_invocation_graph", "w", request_id).stdout
+    assert "stopped" in told
+    assert "not begun" in told
+    for state in ("running", "waiting", "reducing"):
+        assert state not in told, told
 
 
 def test_a_reducer_that_raises_fails_the_map_that_it_reduces(platform: Served) -> None:
