@@ -72,7 +72,7 @@ yield given["greeting"], given["count"] + 1
     ),
     "one_fails.py": (
         "import time\n\ndef mapper(arguments):\n    yield MrConfigureToReturn()\n    for _, number in arguments:\n"
-        "        if number == 9:\n            raise ValueError(number)\n        time.sleep(0.05)\n        yield 'n', 1\n"
+        "        if number == 9:\n            raise ValueError\n        time.sleep(0.1)\n        yield 'n', 1\n"
     ),
     "add.py": "def reducer(results):\n    for key, values in results:\n        yield key, sum(values)\n",
 }
