@@ -829,7 +829,7 @@ class World:
         for plan in self.plans.values():
             if plan.is_keyed and not self.answers[plan.name]:
                 self._client(plan)  # a client with a key asks until it is answered
-        limit = self.now + 60_000  # the widest worlds, with one slot, take a third of it
+        limit = self.now + 60_000  # the widest worlds, with one slot, take half of it
         quiet = 0
         while quiet <= 3:
             self.step()
