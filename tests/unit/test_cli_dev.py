@@ -14,7 +14,7 @@ from mr.cli import dev
 from mr.cli.dev import Address, Watched, choose, listen
 from mr.cli.supervisor import ending
 from mr.config import Config
-from mr.errors import InvalidConfig, InvalidHandler, StoreUnavailable
+from mr.errors import InvalidConfig, InvalidInput, StoreUnavailable
 from mr.kv.memory import MemoryStore
 from mr.model import catalog
 
@@ -112,8 +112,8 @@ def test_a_directory_is_applied_at_the_beginning(watching: Watching) -> None:
     assert watching.look() == []
 
 
-def test_a_directory_that_cannot_be_read_is_an_error_at_the_beginning(tmp_path: Path) -> None:
-    with pytest.raises(InvalidHandler):
+def test_a_directory_that_is_not_there_is_an_error_at_the_beginning(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="There is no directory"):
         Watching(tmp_path / "nothere").watched.begin()
 
 
