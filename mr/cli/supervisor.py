@@ -14,7 +14,7 @@ from mr.cli.programs import command_line
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
 SETTLED_S = 1.0
-"""A child that lived so long starts with the shortest pause again."""
+"""A child that lived so long, or became ready, starts with the shortest pause again."""
 
 
 class Child:
@@ -98,9 +98,9 @@ class Child:
     def _died(self, code: int) -> None:
         self._close_ready_fd()
         self._process = None
-        self.is_ready = False
+        was_ready, self.is_ready = self.is_ready, False
         self.deaths += 1
-        if time.monotonic() - self._began > SETTLED_S:
+        if was_ready or time.monotonic() - self._began > SETTLED_S:
             self._pause = FIRST_PAUSE_S
         self._say(f"The {self.title} {ending(code)}; it is started again in {self._pause:g} s.")
         self._due = time.monotonic() + self._pause
