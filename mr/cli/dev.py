@@ -9,19 +9,21 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack, closing, suppress
 from types import FrameType
 from typing import NamedTuple
 
 import click
 
-from mr.cli.directories import bring_in, lines
+from mr.cli.directories import bring_in, lines, read
 from mr.cli.edge import Command, looks_in, message_of, say, warn
+from mr.cli.lock import DevLock
 from mr.cli.supervisor import Child
 from mr.config import Bind, Config
-from mr.errors import InvalidConfig, InvalidInput, JobxError, StoreError
+from mr.errors import InvalidConfig, InvalidHandler, InvalidInput, JobxError, StoreError, WorkflowNotFound
 from mr.kv.base import Store
+from mr.model import catalog, keys
 
 FIRST_PORT = 8080
 PORTS_TRIED = 1000
@@ -62,11 +64,10 @@ def dev(directory: str | None, host: str | None, port: int | None, runners: int 
     if data_dir is not None:
         environ["MR_DATA_DIR"] = os.path.abspath(data_dir)
     config = Config.read(environ)
-    looks_in(config)
     address = choose(config, host, port)
     environ["MR_BIND"] = str(Bind(address.host, address.port or FIRST_PORT))
     config = Config.read(environ)
-    config.check_exposure()
+    check_exposure(config, address, host)
     code = run(config, environ, address, directory)
     if code:
         raise click.exceptions.Exit(code)
@@ -100,6 +101,24 @@ def choose(config: Config, host: str | None, port: int | None) -> Address:
     if is_set:
         return Address(host, config.bind.port, f"MR_BIND={config.bind}")
     return Address(host, None)
+
+
+def check_exposure(config: Config, address: Address, host: str | None) -> None:
+    """As the configuration does it, in the words of the option where that was given.
+
+    :raises InvalidConfig: others than this machine could reach it, and it would let in everyone.
+    """
+    try:
+        config.check_exposure()
+    except InvalidConfig:
+        if host is None:
+            raise
+        port = "any port" if address.port == 0 else f"port {address.port or f'{FIRST_PORT} or the next free one'}"
+        raise InvalidConfig(
+            f"With --host {host} other machines can reach JobX, on {port}, and there are no API tokens. Set "
+            "MR_API_TOKENS, leave --host out, or set MR_ALLOW_ANONYMOUS=1 to let in everyone.",
+            "MR_BIND",
+        ) from None
 
 
 def listen(address: Address) -> socket.socket:
@@ -180,12 +199,11 @@ def signature(directory: str) -> Signature:
 class Watched:
     """A directory whose saved changes are applied. One that cannot be is told, and tried again when it is changed."""
 
-    def __init__(self, directory: str, store: Store, say: Callable[[str], None]) -> None:
-        self._directory, self._store, self._say = directory, store, say
+    def __init__(self, directory: str, store: Store, lock: DevLock, say: Callable[[str], None]) -> None:
+        self._directory, self._store, self._lock, self._say = directory, store, lock, say
         self._applied: Signature | None = None
         self._seen: Signature | None = None
         self._next = 0.0
-        self._has_steps = False
         self._is_broken = False
 
     def begin(self) -> None:
@@ -195,8 +213,6 @@ class Watched:
         :raises InvalidHandler: it cannot be read; all problems are told with it.
         :raises JobxError: it cannot be applied.
         """
-        if not os.path.isdir(self._directory):
-            raise InvalidInput(f"There is no directory {self._directory!r}.")
         self._applied = self._seen = signature(self._directory)
         self._apply()
 
@@ -217,24 +233,43 @@ class Watched:
         except StoreError as error:
             self._say(f"{message_of(error)} The change of {self._directory} is tried again.")
             self._applied, self._next = None, time.monotonic() + STORE_PAUSE_S
+        except InvalidHandler as error:
+            self._is_broken = True
+            self._say(message_of(error))
         except JobxError as error:
             self._is_broken = True
-            self._say(f"{message_of(error)}\n{self._directory} is not applied: what was there before stays.")
+            self._say(f"{message_of(error)} Nothing was changed.")
 
     def _apply(self) -> None:
-        from mr.handlers.files import JOBS_FILE, read_directory
-
-        found = read_directory(self._directory)
-        if self._has_steps and not found.steps:
+        found = read(self._directory)
+        self._lock.take(found.workflow, self._directory)
+        if not found.steps and has_steps(self._store, found.workflow):
             # A slow save, or a slip: as a change it would take every step and every job away.
-            path = os.path.join(self._directory, JOBS_FILE)
-            raise InvalidInput(f"{path} is missing or empty. If all is to go, `jobx apply` does that.")
-        told = [*lines(found.workflow, bring_in(self._store, found))]
-        if self._is_broken and not told:
-            told = [f"{found.workflow}: all right again"]
-        self._has_steps, self._is_broken = bool(found.steps), False
-        for line in told:
+            path = os.path.join(self._directory, "jobs.yaml")
+            what = "has no steps" if os.path.exists(path) else "is missing"
+            raise InvalidInput(
+                f"{path} {what}: the steps and jobs of the workflow {found.workflow!r} would go with that. If it is "
+                f"meant, run `jobx apply {self._directory}`."
+            )
+        for line in lines(found.workflow, bring_in(self._store, found)):
             self._say(line)
+        if self._is_broken:
+            self._is_broken = False
+            self._say(f"{found.workflow}: all right again.")
+
+
+def has_steps(store: Store, workflow: str) -> bool:
+    try:
+        return bool(catalog.read(store, workflow).manifest.steps)
+    except WorkflowNotFound:
+        return False
+
+
+def tell_what_goes_on(store: Store, workflows: Collection[str], say: Callable[[str], None]) -> None:
+    """Requests that an earlier run left are worked on at once, which may be a surprise."""
+    found = store.count(keys.LIVE) if not workflows else sum(store.count(keys.live(name, "")) for name in workflows)
+    if found:
+        say("1 request goes on." if found == 1 else f"{found:,} requests go on.")
 
 
 # --- the supervisor ----------------------------------------------------------------------------------------------
@@ -270,24 +305,27 @@ def run(config: Config, environ: Mapping[str, str], address: Address, directory:
     """
     from mr import app
 
-    watched: Watched | None = None
-    store = app.open_store(config)
-    try:
-        # Before anything is written: a port that is taken is the commonest of slips.
-        listener = listen(address)
+    with ExitStack() as stack:
+        lock = stack.enter_context(closing(DevLock(config.data_dir)))
+        # Before anything is written: what the directory, another `jobx dev` or the port have against it.
+        if directory is not None:
+            lock.take(read(directory).workflow, directory)
+        listener = stack.enter_context(closing(listen(address)))
         host, port = address.host, listener.getsockname()[1]
         if address.port is None and port != FIRST_PORT:
-            say(f"Port {FIRST_PORT} is taken: this is on {port}.")
+            say(f"Port {FIRST_PORT} is taken: using {port}.")
+        looks_in(config)
+        store = stack.enter_context(closing(app.open_store(config)))
+        watched: Watched | None = None
         if directory is not None:
-            watched = Watched(directory, store, say)
+            watched = Watched(directory, store, lock, say)
             watched.begin()
+        tell_what_goes_on(store, config.workflow_names, say)
         settings = {**environ, "MR_BIND": str(Bind(host, port))}
         descriptor = listener.fileno()
         front = Child("front end", ("serve", "main"), [f"--listen-fd={descriptor}"], settings, [descriptor], say)
         worker = Child("worker", ("programs", "worker"), ["--quiet"], settings, [], say)
         return Supervisor(front, worker, watched, Bind(host, port), listener).run()
-    finally:
-        store.close()
 
 
 class Supervisor:

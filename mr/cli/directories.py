@@ -2,18 +2,48 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import click
 
 from mr.cli import output
 from mr.cli.edge import Command, say, store
+from mr.errors import InvalidHandler
 from mr.model import catalog
 from mr.model.catalog import Difference, Draft
 
 if TYPE_CHECKING:
     from mr.handlers.files import Directory
     from mr.kv.base import Store
+
+
+def read(directory: str, workflow: str | None = None) -> Directory:
+    """What a directory says. Its problems name files by paths that an editor opens from here.
+
+    :raises InvalidInput: there is no such directory.
+    :raises InvalidHandler: with all problems of all files.
+    """
+    from mr.handlers.files import read_directory
+
+    try:
+        return read_directory(directory, workflow)
+    except InvalidHandler as error:
+        place = _from_here(directory)
+        raise InvalidHandler([_placed(place, problem) for problem in error.problems]) from None
+
+
+def _from_here(directory: str) -> str:
+    """Relative where the directory is below the current one."""
+    path = os.path.relpath(directory)
+    return os.path.abspath(directory) if path.split(os.sep)[0] == os.pardir else path
+
+
+def _placed(place: str, problem: str) -> str:
+    if place == os.curdir:
+        return problem
+    # What has to do with the directory as a whole is told of ".".
+    return f"{place}{problem[1:]}" if problem.startswith(".:") else os.path.join(place, problem)
 
 
 def bring_in(opened: Store, found: Directory, *, dry: bool = False) -> list[Difference]:
@@ -32,9 +62,7 @@ def lines(workflow: str, differences: list[Difference]) -> list[str]:
 
 
 def _run(directory: str, as_json: bool, dry: bool) -> None:
-    from mr.handlers.files import read_directory
-
-    found = read_directory(directory)
+    found = read(directory)
     differences = bring_in(store(), found, dry=dry)
     for path in found.skipped:
         say(f"Skipped: {path}")

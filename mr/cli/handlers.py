@@ -8,6 +8,7 @@ from collections import defaultdict
 import click
 
 from mr.cli import output
+from mr.cli.directories import read
 from mr.cli.edge import Command, say, store
 from mr.cli.entities import known, put
 from mr.errors import HandlerNotFound, InvalidInput
@@ -125,9 +126,7 @@ def store_directory(workflow: str, directory: str, simulate_only: bool, force_up
 
     A handler without a file is deleted, unless a step refers to it. Nothing is stored where any file has a problem.
     """
-    from mr.handlers.files import read_directory
-
-    found = read_directory(directory, workflow)
+    found = read(directory, workflow)
     done: dict[str, list[str]] = defaultdict(list)
 
     def edit(draft: Draft) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from mr.errors import InvalidHandler
+from mr.errors import InvalidHandler, InvalidInput
 from mr.handlers.documents import Document, nearest, parse_yaml, shown
 from mr.handlers.header import processor_for, read_handler
 from mr.model import names
@@ -24,6 +24,10 @@ MAX_SOURCE_BYTES = 1024 * 1024
 MAX_PARTITIONS = 1000
 WRITERS = ("inline", "file", "email", "http", "mongodb")
 
+_WHAT_TO_WRITE = (
+    "Write steps and jobs, as in 'steps: {count: {map: split, reduce: add}}' and, a line below, "
+    "'jobs: {wordcount: {step: count}}'; or remove it, and there are handlers alone."
+)
 _STEP = ("map", "combine", "reduce", "timeout", "max_attempts", "partitions", "max_failed_children", "description")
 _JOB = ("step", "description", "writer", "notify", "retention")
 _ROLES = {"map": ("mapper",), "combine": ("combiner", "reducer"), "reduce": ("reducer", "combiner")}
@@ -45,11 +49,12 @@ def read_directory(directory: str | os.PathLike[str], workflow_name: str | None 
 
     Files that come, go or change meanwhile are taken as they are when it is their turn.
 
+    :raises InvalidInput: there is no such directory.
     :raises InvalidHandler: with all problems of all files, as ``path:line: what``, paths relative to the directory.
     """
     root = os.path.abspath(os.fspath(directory))
     if not os.path.isdir(root):
-        raise InvalidHandler([f"{os.fspath(directory)}:1: There is no such directory."])
+        raise InvalidInput(f"There is no directory {os.fspath(directory)!r}.")
     problems: list[str] = []
     skipped: list[str] = []
     document = _jobs_document(root, problems)
@@ -141,10 +146,15 @@ def _read(root: str, path: str) -> str | None:
 def _jobs_document(root: str, problems: list[str]) -> Document | None:
     try:
         text = _read(root, JOBS_FILE)
-        return parse_yaml(text, JOBS_FILE) if text is not None else None
+        document = parse_yaml(text, JOBS_FILE) if text is not None else None
     except InvalidHandler as error:
         problems += error.problems
         return None
+    if document is not None and document.value is None:
+        # Taken at its word it would take every step and every job away, and it may be a save that is not over.
+        problems.append(f"{JOBS_FILE}:1: It is empty. {_WHAT_TO_WRITE}")
+        return None
+    return document
 
 
 def _workflow_name(root: str, given: str | None, document: Document | None, problems: list[str]) -> str:

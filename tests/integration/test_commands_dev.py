@@ -324,7 +324,7 @@ def test_a_broken_change_is_told_and_the_old_version_stays(start: Start, words: 
     dev = start().until_ready()
     (words / "add.py").write_text("def reducer(")
     (words / "split.py").write_text("x = 1\n")
-    wait_for(lambda: dev.errors.have("words is not applied: what was there before stays."), "it is told")
+    wait_for(lambda: dev.errors.have("There are 2 problems: nothing was changed."), "it is told")
     assert dev.errors.have("add.py:1:")
     assert dev.errors.have("split.py:")
     assert dev.count("a a") == [["a", 2]]
@@ -358,6 +358,18 @@ def test_it_runs_without_a_directory_and_beside_another(start: Start) -> None:
     assert second.count("a") == [["a", 1]]
 
 
+def test_a_second_one_of_the_same_workflow_is_refused_until_the_first_has_gone(start: Start, words: Path) -> None:
+    first = start().until_ready()
+    second = start()
+    assert second.end() == 1
+    [said] = second.errors.end()
+    assert f"already serves the workflow 'words' from {words} (process {first.process.pid})" in said
+    first.process.kill()
+    first.end()
+    third = start().until_ready()
+    assert third.count("a") == [["a", 1]]
+
+
 def test_children_that_cannot_start_end_it(start: Start, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     dev = start(MR_QUEUE_URL=f"sqlite://{tmp_path}/file/queue.sqlite")
@@ -386,10 +398,11 @@ def test_a_jobs_file_that_goes_takes_nothing_away(start: Start, words: Path, sli
         jobs.unlink()
     else:
         jobs.write_text("")
-    wait_for(lambda: dev.errors.have("jobs.yaml is missing or empty"), "it is told")
+    told = "jobs.yaml is missing" if slip == "missing" else "jobs.yaml:1: It is empty."
+    wait_for(lambda: dev.errors.have(told), "it is told")
     assert dev.count("a b a") == [["a", 2], ["b", 1]]
     jobs.write_text(JOBS)
-    wait_for(lambda: dev.errors.have("words: all right again"), "it is told")
+    wait_for(lambda: dev.errors.have("words: all right again."), "it is told")
     assert not dev.errors.have("delete")
 
 

@@ -8,15 +8,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cli_runs import ADD, Commands
+from cli_runs import ADD, JOBS, Commands
+from trace_requests import put
 
 from mr.cli import dev
-from mr.cli.dev import Address, Watched, choose, listen
+from mr.cli.dev import Address, Watched, choose, listen, tell_what_goes_on
+from mr.cli.lock import DevLock
 from mr.cli.supervisor import ending
 from mr.config import Config
-from mr.errors import InvalidConfig, InvalidInput, StoreUnavailable
+from mr.errors import Conflict, InvalidConfig, InvalidInput, StoreUnavailable
 from mr.kv.memory import MemoryStore
-from mr.model import catalog
+from mr.model import catalog, ids, keys
+from mr.model.records import Mark
 
 # --- the address -------------------------------------------------------------------------------------------------
 
@@ -73,6 +76,62 @@ def test_a_public_host_without_tokens_is_refused(tmp_path: Path) -> None:
     done = Commands(tmp_path).jobx("dev", "--host", "0.0.0.0", "--port", "0")
     assert (done.exit_code, done.stdout) == (1, "")
     assert "MR_API_TOKENS" in done.stderr
+    assert "With --host 0.0.0.0 other machines can reach JobX, on any port" in done.stderr
+    assert "MR_BIND" not in done.stderr
+    assert "on port 8123," in Commands(tmp_path).jobx("dev", "--host", "0.0.0.0", "--port", "8123").stderr
+    assert "MR_BIND is '0.0.0.0:9000'" in Commands(tmp_path).jobx("dev", MR_BIND="0.0.0.0:9000").stderr
+
+
+def test_nothing_is_written_where_a_given_port_is_taken(tmp_path: Path, taken: int) -> None:
+    commands = Commands(tmp_path)
+    done = commands.jobx("dev", str(commands.words()), "--port", str(taken))
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert f"127.0.0.1:{taken} (--port {taken})" in done.stderr
+    assert not list((tmp_path / "data").glob("*.sqlite*"))
+
+
+def test_a_directory_that_is_not_there_is_named_without_a_line(tmp_path: Path) -> None:
+    done = Commands(tmp_path).jobx("dev", "nodir", "--port", "0")
+    assert (done.exit_code, done.stderr) == (1, "Error: There is no directory 'nodir'.\n")
+
+
+# --- one at a time -----------------------------------------------------------------------------------------------
+
+
+def test_a_workflow_is_served_from_one_directory(tmp_path: Path) -> None:
+    first, second = DevLock(tmp_path / "data"), DevLock(tmp_path / "data")
+    first.take("words", str(tmp_path / "here"))
+    first.take("words", str(tmp_path / "here"))
+    second.take("others", "there")
+    with pytest.raises(Conflict) as told:
+        second.take("words", "there")
+    assert str(told.value) == (
+        f"`jobx dev` already serves the workflow 'words' from {tmp_path / 'here'} (process {os.getpid()}). Stop it, "
+        "or use --data-dir."
+    )
+    DevLock(tmp_path / "elsewhere").take("words", "there")
+    first.take("renamed", "here")
+    second.take("words", "there")
+    first.close()
+    second.close()
+
+
+def test_what_is_started_does_not_hold_the_lock(tmp_path: Path) -> None:
+    lock = DevLock(tmp_path)
+    lock.take("words", "here")
+    assert not os.get_inheritable(lock._fd)
+    lock.close()
+
+
+def test_requests_that_go_on_are_counted() -> None:
+    store = MemoryStore()
+    said: list[str] = []
+    tell_what_goes_on(store, (), said.append)
+    for workflow in ("words", "words", "shop"):
+        put(store, {keys.live(workflow, ids.new_request_id(workflow, 0.0)): Mark()})
+    tell_what_goes_on(store, (), said.append)
+    tell_what_goes_on(store, ("shop",), said.append)
+    assert said == ["3 requests go on.", "1 request goes on."]
 
 
 # --- the directory -----------------------------------------------------------------------------------------------
@@ -85,7 +144,7 @@ class Watching:
         self.directory = directory
         self.store = MemoryStore()
         self.said: list[str] = []
-        self.watched = Watched(str(directory), self.store, self.said.append)
+        self.watched = Watched(str(directory), self.store, DevLock(directory.parent / "locks"), self.said.append)
 
     def look(self) -> list[str]:
         """What is said once it has looked twice, as it takes only what has settled."""
@@ -168,7 +227,7 @@ def test_every_problem_of_a_change_is_told_and_what_was_there_stays(watching: Wa
     [said] = watching.look()
     assert "add.py:1:" in said
     assert "jobs.yaml:1:" in said
-    assert "what was there before stays" in said
+    assert said.count("nothing was changed") == 1
     assert "sum" in watching.source()
     assert watching.look() == []
 
@@ -176,12 +235,46 @@ def test_every_problem_of_a_change_is_told_and_what_was_there_stays(watching: Wa
 def test_a_directory_that_vanishes_is_told_once_and_may_come_back(watching: Watching) -> None:
     away = watching.directory.with_name("away")
     watching.directory.rename(away)
-    assert "no such directory" in watching.look()[0]
+    [said] = watching.look()
+    assert said == f"Error: There is no directory '{watching.directory}'. Nothing was changed."
     assert watching.look() == []
     assert "sum" in watching.source()
     overwrite(away)
     away.rename(watching.directory)
+    assert watching.look() == ["words: update handler add", "words: all right again."]
+
+
+def test_going_back_to_the_old_text_is_told_as_well(watching: Watching) -> None:
+    (watching.directory / "add.py").write_text("def reducer(")
+    assert watching.look()
+    (watching.directory / "add.py").write_text(ADD)
+    assert watching.look() == ["words: all right again."]
+    overwrite(watching.directory)
     assert watching.look() == ["words: update handler add"]
+
+
+@pytest.mark.parametrize(("text", "told"), [(None, "is missing"), ("# soon\n", "is empty"), ("steps:\n", "no steps")])
+def test_a_jobs_file_that_goes_takes_nothing_away(watching: Watching, text: str | None, told: str) -> None:
+    jobs = watching.directory / "jobs.yaml"
+    jobs.unlink()
+    if text is not None:
+        jobs.write_text(text)
+    [said] = watching.look()
+    assert "jobs.yaml" in said
+    assert told in said.replace("It is", "is")
+    assert "othing was changed." in said
+    assert list(catalog.read(watching.store, "words").manifest.jobs) == ["wordcount"]
+    jobs.write_text(JOBS)
+    assert watching.look() == ["words: all right again."]
+
+
+def test_paths_of_problems_can_be_opened_from_here(watching: Watching, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(watching.directory.parent)
+    (watching.directory / "add.py").write_text("def reducer(")
+    assert watching.look()[0].startswith("words/add.py:1: ")
+    monkeypatch.chdir(watching.directory)
+    (watching.directory / "add.py").write_text("def  reducer(")
+    assert watching.look()[0].startswith("add.py:1: ")
 
 
 def test_a_store_that_refuses_is_tried_again(watching: Watching, monkeypatch: pytest.MonkeyPatch) -> None:

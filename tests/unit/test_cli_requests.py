@@ -87,7 +87,7 @@ def test_apply_tells_all_problems_and_changes_nothing(words: Commands) -> None:
 def test_a_directory_that_is_not_there_is_a_problem(commands: Commands) -> None:
     done = commands.jobx("apply", "nothere")
     assert done.exit_code == 1
-    assert "no such directory" in done.stderr
+    assert done.stderr == "Error: There is no directory 'nothere'.\n"
 
 
 def test_config_shows_every_setting_and_its_source(commands: Commands) -> None:

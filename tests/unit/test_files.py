@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mr.errors import InvalidHandler
+from mr.errors import InvalidHandler, InvalidInput
 from mr.handlers.files import read_directory
 
 SPLIT = (
@@ -80,7 +80,7 @@ def test_the_workflow_is_named_in_the_file_or_by_the_directory(tmp_path: Path) -
     root = write(tmp_path / "a b", {"jobs.yaml": "workflow: words\n"})
     assert read_directory(root).workflow == "words"
     assert read_directory(root, "given").workflow == "given"
-    write(root, {"jobs.yaml": ""})
+    write(root, {"jobs.yaml": "steps: {}\n"})
     assert "'a b'" in problems(root)[0]
 
 
@@ -133,6 +133,8 @@ jobs:
     [
         ("steps: {count: {map: split\njobs: {}\n", "jobs.yaml:2: This is not YAML"),
         ("steps: [a]\n", "jobs.yaml:1: 'steps' has to be a mapping"),
+        ("", "jobs.yaml:1: It is empty. Write steps and jobs, as in 'steps: "),
+        ("# nothing yet\n", "jobs.yaml:1: It is empty."),
         ("- a\n", "jobs.yaml:1: jobs.yaml has to be a mapping"),
         ("steps: {a: 1}\n", "jobs.yaml:1: A step has to be a mapping"),
         ("? [a]\n: 1\n", "jobs.yaml:1: This is not YAML"),
@@ -168,7 +170,7 @@ def test_what_is_no_file_is_skipped(tmp_path: Path) -> None:
 
 
 def test_a_missing_directory_is_told(tmp_path: Path) -> None:
-    with pytest.raises(InvalidHandler, match="no such directory"):
+    with pytest.raises(InvalidInput, match=r"There is no directory '.*nowhere'\.$"):
         read_directory(tmp_path / "nowhere")
 
 
