@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from mr.config import Config
 from mr.engine.ops import Env
@@ -19,12 +20,35 @@ from mr.urls import masked_url
 from mr.worker.worker import Worker
 
 
+@contextmanager
+def _driver_for(config: Config, setting: str, package: str) -> Iterator[None]:
+    """What only some users need is imported when it is asked for.
+
+    :raises InvalidConfig: it is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in (package, "google"):
+            raise
+        name = config.sources.get(setting, f"MR_{setting.upper()}")
+        raise InvalidConfig(
+            f"{name} is {masked_url(getattr(config, setting))!r}, which takes a package that is not installed. "
+            "Run: pip install 'jobx-mapreduce[cluster]'",
+            name,
+        ) from error
+
+
 def open_store(config: Config) -> Store:
     """
     :raises InvalidConfig: there is no driver for that URL.
     :raises StoreUnavailable: it cannot be opened.
     """
-    return SqliteStore(config.kv_path)
+    if config.is_embedded:
+        return SqliteStore(config.kv_path)
+    with _driver_for(config, "kv_url", "grpc"):
+        from mr.kv.etcd import EtcdStore
+    return EtcdStore(config.kv_url)
 
 
 def open_queue(config: Config) -> Queue:
@@ -32,7 +56,11 @@ def open_queue(config: Config) -> Queue:
     :raises InvalidConfig: there is no driver for that URL.
     :raises QueueUnavailable: it cannot be opened.
     """
-    return SqliteQueue(config.queue_path)
+    if config.is_embedded:
+        return SqliteQueue(config.queue_path)
+    with _driver_for(config, "queue_url", "nsq"):
+        from mr.queue.nsq import NsqQueue
+    return NsqQueue(config.queue_url)
 
 
 def open_files(config: Config) -> Files:
@@ -48,15 +76,13 @@ def open_platform(config: Config) -> Platform:
     :raises InvalidConfig: a URL is of a technology that there is no driver for.
     :raises StoreUnavailable, QueueUnavailable: they cannot be opened.
     """
-    if not config.is_embedded:
-        name = config.sources.get("kv_url", "MR_KV_URL")
-        raise InvalidConfig(
-            f"{name} names a cluster's store, {masked_url(config.kv_url)}, and clusters are not supported yet. "
-            "Leave the settings of store and queue out to run on SQLite files of this machine.",
-            name,
-        )
     files = open_files(config)
-    return Platform(open_store(config), open_queue(config), files)
+    store = open_store(config)
+    try:
+        return Platform(store, open_queue(config), files)
+    except BaseException:
+        store.close()
+        raise
 
 
 def make_env(config: Config) -> Env:

@@ -284,13 +284,14 @@ class Config:
         if stored and not queued:
             raise InvalidConfig(
                 f"{queue_source} names a cluster's queue, {masked_url(self.queue_url)}, but the store is the embedded "
-                f"{self.kv_url}. Leave it out: clusters are not supported yet.",
+                f"{self.kv_url}. Name a cluster's store as well, as in MR_KV_URL=etcd://127.0.0.1:2379, or leave it out.",
                 queue_source,
             )
         if queued and not stored:
             raise InvalidConfig(
                 f"{kv_source} names a cluster's store, {masked_url(self.kv_url)}, but the queue is the embedded "
-                f"{self.queue_url}. Leave it out: clusters are not supported yet.",
+                f"{self.queue_url}. Name a cluster's queue as well, as in MR_QUEUE_URL=nsq://127.0.0.1:4150, or leave "
+                "it out.",
                 kv_source,
             )
         if stored and self.kv_path == self.queue_path:
