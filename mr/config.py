@@ -284,7 +284,8 @@ class Config:
         if stored and not queued:
             raise InvalidConfig(
                 f"{queue_source} names a cluster's queue, {masked_url(self.queue_url)}, but the store is the embedded "
-                f"{self.kv_url}. Name a cluster's store as well, as in MR_KV_URL=etcd://127.0.0.1:2379, or leave it out.",
+                f"{self.kv_url}. Name a cluster's store as well, as in MR_KV_URL=etcd://127.0.0.1:2379, or leave it "
+                "out.",
                 queue_source,
             )
         if queued and not stored:
