@@ -140,23 +140,31 @@ class Platform:
         return None if lines is None else list(lines)
 
     def get(self, op: ops.Get) -> list[ops.Read[Any]]:
-        if len(op.wants) == 1 and op.wants[0][1] is Dataset:
-            return [self._dataset(op.wants[0][0])]
-        entries = self.store.get([key for key, _ in op.wants])
-        return [to_read(key, kind, entry) for (key, kind), entry in zip(op.wants, entries, strict=True)]
+        reads: list[ops.Read[Any]] | None = self.known(op)
+        if reads is None:
+            entries = self.store.get([key for key, _ in op.wants])
+            reads = [to_read(key, kind, entry) for (key, kind), entry in zip(op.wants, entries, strict=True)]
+            self.keep(op, reads)
+        return reads
 
-    def _dataset(self, key: str) -> ops.Read[Any]:
+    def known(self, op: ops.Op) -> Any:
+        """The answer to a question that was answered before and has no other; None where the store must be asked."""
+        if isinstance(op, ops.Get):
+            found = self._chunks.get(op.wants[0][0]) if len(op.wants) == 1 else None
+            return None if found is None else [found]
+        if isinstance(op, ops.LoadManifest):
+            return self._manifests.get(keys.manifest(op.workflow_name, op.version))
+        if isinstance(op, ops.ReadDataset) and op.dataset.file is None:
+            return self.read_dataset(op.dataset)
+        return None
+
+    def keep(self, op: ops.Get, reads: list[ops.Read[Any]]) -> None:
         """Datasets never change once written, and a chunk is read by every one of its children."""
-        found = self._chunks.get(key)
-        if found is not None:
-            return found
-        [entry] = self.store.get([key])
-        read = to_read(key, Dataset, entry)
-        if read.record is not None and key.startswith("chunk/"):
-            self._chunks[key] = read
+        [(key, _), *others] = op.wants
+        if not others and key.startswith("chunk/") and reads[0].record is not None:
+            self._chunks[key] = reads[0]
             if len(self._chunks) > self._CACHED:
                 self._chunks.popitem(last=False)
-        return read
 
     def manifest(self, workflow: str, version: str) -> Manifest:
         """A manifest by its name, from a cache where it was read before.
@@ -173,6 +181,10 @@ class Platform:
             if len(self._manifests) > self._CACHED:
                 self._manifests.popitem(last=False)
         return manifest
+
+    def known_handler(self, workflow: str, version: str) -> Handler | None:
+        """A handler by its version, if it was read before."""
+        return self._handlers.get(keys.source(workflow, version))
 
     def handler(self, workflow: str, version: str) -> Handler:
         """A handler by its version, from a cache where it was read before.

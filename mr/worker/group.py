@@ -1,22 +1,26 @@
-"""Group commit on an event loop: what all flows want to write in one turn of the loop goes to the store together."""
+"""Group commit on an event loop: what all flows want to write, or read, in one turn goes to the store together."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Generic, TypeVar
 
-from mr.engine.ops import Change, Committed
-from mr.engine.shell import settle, to_txn
+from mr.engine.ops import Change, Committed, Get, Read
+from mr.engine.shell import settle, to_read, to_txn
 from mr.errors import InvalidTransaction, StoreError
-from mr.kv.base import Outcome, Store, Txn, Verdict
+from mr.kv.base import Entry, Outcome, Store, Txn, Verdict
+from mr.worker.calls import Calls
 
 _MOST = 64
 _ENOUGH = 16
 _HOLD_S = 0.002
 _FIRST_PAUSE_S = 0.01
 _LAST_PAUSE_S = 1.0
+_QUESTIONS = 2
+"""How many reads may be on their way at once: the more there are, the less each is a group."""
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +47,7 @@ class GroupCommit:
     def __init__(self, store: Store, loop: asyncio.AbstractEventLoop, are_more_coming: Callable[[], bool]) -> None:
         self._store, self._loop = store, loop
         self._are_more_coming = are_more_coming
+        self._calls = Calls(store.local, 1, "commit")
         self._waiting: list[_Waiting] = []
         self._is_due = False
         self._busy = False
@@ -83,51 +88,51 @@ class GroupCommit:
         group = [waiting for waiting in group if not waiting.future.cancelled()]
         if group:
             if self._store.local:
-                self._settle(group, *self._carry_out(group))
+                self._settle(group, self._carry_out(group))
             else:
                 self._busy = True
-                future = self._loop.run_in_executor(None, self._carry_out, group)
-                future.add_done_callback(lambda done: self._returned(group, done))
+                task = self._loop.create_task(self._calls.make(self._carry_out, group))
+                task.add_done_callback(lambda done: self._returned(group, done))
         if self._waiting and not self._busy and not self._is_due:
             self._is_due = True
             self._loop.call_soon(self._flush)
 
-    def _carry_out(self, group: list[_Waiting]) -> tuple[list[Outcome], Exception | None]:
+    def _carry_out(self, group: list[_Waiting]) -> list[Outcome | Exception]:
+        """How each of them ended, or why it could not be tried."""
         try:
-            return self._store.commit([waiting.txn for waiting in group]), None
+            return [*self._store.commit([waiting.txn for waiting in group])]
         except Exception as error:
-            return [], error
+            is_blameless = isinstance(error, StoreError) and not isinstance(error, InvalidTransaction)
+            if is_blameless or len(group) == 1:
+                return [error] * len(group)
+            # One of them is to blame: each is tried by itself.
+            return [self._carry_out([waiting])[0] for waiting in group]
 
-    def _returned(self, group: list[_Waiting], done: asyncio.Future[tuple[list[Outcome], Exception | None]]) -> None:
+    def _returned(self, group: list[_Waiting], done: asyncio.Task[list[Outcome | Exception]]) -> None:
         self._busy = False
-        self._settle(group, *done.result())
+        if done.cancelled():
+            return
+        self._settle(group, done.result())
         if self._waiting and not self._is_due:
             self._is_due = True
             self._loop.call_soon(self._flush)
 
-    def _settle(self, group: list[_Waiting], outcomes: list[Outcome], error: Exception | None) -> None:
-        if error is not None:
-            self._failed(group, error)
-            return
+    def _settle(self, group: list[_Waiting], outcomes: list[Outcome | Exception]) -> None:
+        told = ""
         for waiting, outcome in zip(group, outcomes, strict=True):
-            if outcome.verdict is Verdict.UNKNOWN:
+            if isinstance(outcome, StoreError) and not isinstance(outcome, InvalidTransaction):
+                if told != str(outcome):
+                    told = str(outcome)
+                    log.warning("the store does not take changes, trying again: %s", outcome)
+                self._again(waiting, outcome)
+            elif isinstance(outcome, Exception):
+                if not waiting.future.done():
+                    waiting.future.set_exception(outcome)
+            elif outcome.verdict is Verdict.UNKNOWN:
                 waiting.doubtful = True
                 self._again(waiting, StoreError("The store never said whether a change was made."))
             elif not waiting.future.done():
                 waiting.future.set_result(settle(outcome, waiting.doubtful))
-
-    def _failed(self, group: list[_Waiting], error: Exception) -> None:
-        if not isinstance(error, StoreError) or isinstance(error, InvalidTransaction):
-            if len(group) > 1:
-                # One of them is to blame: each is tried by itself.
-                for waiting in group:
-                    self._settle([waiting], *self._carry_out([waiting]))
-            elif not group[0].future.done():
-                group[0].future.set_exception(error)
-            return
-        log.warning("the store does not take changes, trying again: %s", error)
-        for waiting in group:
-            self._again(waiting, error)
 
     def _again(self, waiting: _Waiting, error: Exception) -> None:
         if self.is_closing:
@@ -137,14 +142,102 @@ class GroupCommit:
         self._loop.call_later(waiting.pause, self._add, waiting)
         waiting.pause = min(_LAST_PAUSE_S, 2 * waiting.pause)
 
+    def close(self) -> None:
+        """Lets go of its thread."""
+        self._calls.close()
+
+
+class _Asked:
+    __slots__ = ("future", "op")
+
+    def __init__(self, op: Get, future: asyncio.Future[list[Read[Any]]]) -> None:
+        self.op, self.future = op, future
+
+
+class GroupRead:
+    """Reads the keys of several flows in one question, each flow's at one revision. For stores beyond a network.
+
+    Call from the loop's thread only.
+    """
+
+    def __init__(self, store: Store, loop: asyncio.AbstractEventLoop) -> None:
+        self._store, self._loop = store, loop
+        self._calls = Calls(store.local, _QUESTIONS, "read")
+        self._waiting: list[_Asked] = []
+        self._is_due = False
+        self._running = 0
+
+    async def get(self, op: Get) -> list[Read[Any]]:
+        """
+        :raises StoreUnavailable: the store did not answer.
+        """
+        asked = _Asked(op, self._loop.create_future())
+        self._waiting.append(asked)
+        if not self._is_due and self._running < _QUESTIONS:
+            self._is_due = True
+            self._loop.call_soon(self._flush)
+        return await asked.future
+
+    def _flush(self) -> None:
+        self._is_due = False
+        while self._waiting and self._running < _QUESTIONS:
+            group = self._next_group()
+            keys = list(dict.fromkeys(key for asked in group for key, _ in asked.op.wants))
+            self._running += 1
+            task = self._loop.create_task(self._calls.make(self._store.get, keys))
+            task.add_done_callback(partial(self._returned, group, keys))
+
+    def _next_group(self) -> list[_Asked]:
+        """As many as one question has room for; a single one may need more."""
+        count = 0
+        keys: set[str] = set()
+        for asked in self._waiting:
+            keys.update(key for key, _ in asked.op.wants)
+            if count and len(keys) > self._store.max_operations:
+                break
+            count += 1
+        group, self._waiting = self._waiting[:count], self._waiting[count:]
+        return group
+
+    def _returned(self, group: list[_Asked], keys: list[str], done: asyncio.Task[list[Entry | None]]) -> None:
+        self._running -= 1
+        if not self._is_due and self._waiting:
+            self._is_due = True
+            self._loop.call_soon(self._flush)
+        error = None if done.cancelled() else done.exception()
+        found = {} if done.cancelled() or error is not None else dict(zip(keys, done.result(), strict=True))
+        for asked in group:
+            if asked.future.done():
+                continue
+            if not found:
+                asked.future.set_exception(error or asyncio.CancelledError())
+                continue
+            try:
+                asked.future.set_result([to_read(key, kind, found[key]) for key, kind in asked.op.wants])
+            except Exception as unreadable:
+                asked.future.set_exception(unreadable)
+
+    def close(self) -> None:
+        """Lets go of its threads."""
+        self._calls.close()
+
 
 class Outbox(Generic[T]):
-    """Gathers what is to be sent for ``hold_s`` seconds (0: to the end of the loop's turn), and hands it over."""
+    """Gathers what is to be sent for ``hold_s`` seconds (0: to the end of the loop's turn), and hands it over.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, send: Callable[[list[T]], None], hold_s: float = 0.0) -> None:
+    ``send`` may answer with what is to be waited for; what comes meanwhile is handed over after that.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        send: Callable[[list[T]], Awaitable[None] | None],
+        hold_s: float = 0.0,
+    ) -> None:
         self._loop, self._send, self._hold_s = loop, send, hold_s
         self._items: list[T] = []
         self._timer: asyncio.Handle | None = None
+        self._sending: asyncio.Future[None] | None = None
 
     def add(self, *items: T) -> None:
         self._items += items
@@ -156,6 +249,23 @@ class Outbox(Generic[T]):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if not self._items or self._sending is not None:
+            return
         items, self._items = self._items, []
-        if items:
-            self._send(items)
+        sending = self._send(items)
+        if sending is not None:
+            self._sending = asyncio.ensure_future(sending)
+            self._sending.add_done_callback(self._sent)
+
+    def _sent(self, sending: asyncio.Future[None]) -> None:
+        self._sending = None
+        if not sending.cancelled() and (error := sending.exception()) is not None:
+            log.error("what was gathered could not be sent", exc_info=error)
+        self.flush()
+
+    async def drain(self) -> None:
+        """Hands everything over."""
+        self.flush()
+        while self._sending is not None:
+            await asyncio.wait([self._sending])
+            self.flush()

@@ -16,7 +16,8 @@ from mr.handlers.pool import Runner, RunnerPool
 from mr.handlers.protocol import Event, Failed, Finished
 from mr.model.entities import Handler
 from mr.queue.base import Delivery
-from mr.worker.group import GroupCommit, Outbox
+from mr.worker.calls import Calls
+from mr.worker.group import GroupCommit, GroupRead, Outbox
 
 _FIRST_PAUSE_S = 0.05
 _LAST_PAUSE_S = 2.0
@@ -33,6 +34,9 @@ class Surroundings(Protocol):
     platform: Platform
     pool: RunnerPool
     commits: GroupCommit
+    reads: GroupRead
+    calls: Calls
+    """For whatever else the store is asked."""
     wakes: Outbox[ops.Wake]
     is_stopping: bool
 
@@ -111,21 +115,15 @@ class Job:
 
     async def _ask(self, op: ops.Op) -> Any:
         """Reads, and all else that changes nothing when it is repeated: until it is answered."""
-        platform = self._worker.platform
-        pause = _FIRST_PAUSE_S
+        known = self._worker.platform.known(op)
+        if known is not None:
+            return known
         if isinstance(op, ops.Spill):
             self._spilled.add(op.name)
-        # These wait for a disk; the rest waits for nothing where the store is local.
-        is_slow = isinstance(op, (ops.Settle, ops.ReadDataset, ops.RemoveFiles)) or not platform.store.local
+        pause = _FIRST_PAUSE_S
         while True:
             try:
-                if is_slow:
-                    return await self._loop.run_in_executor(None, platform.perform, op)
-                if self._loop.time() - self._breathed > _BREATHE_S:
-                    # A flow that only reads would otherwise keep everything else waiting.
-                    await asyncio.sleep(0)
-                    self._breathed = self._loop.time()
-                return platform.perform(op)
+                return await self._try(op)
             except StoreUnavailable as error:
                 if self._worker.is_stopping or self.delivery is None:
                     raise
@@ -137,12 +135,34 @@ class Job:
             await asyncio.sleep(pause)
             pause = min(_LAST_PAUSE_S, 2 * pause)
 
+    async def _try(self, op: ops.Op) -> Any:
+        platform = self._worker.platform
+        if isinstance(op, (ops.Settle, ops.ReadDataset, ops.RemoveFiles)):
+            # These wait for a disk.
+            return await self._loop.run_in_executor(None, platform.perform, op)
+        if not platform.store.local and not isinstance(op, ops.Spill):
+            if not isinstance(op, ops.Get):
+                return await self._worker.calls.make(platform.perform, op)
+            reads = await self._worker.reads.get(op)
+            platform.keep(op, reads)
+            return reads
+        if self._loop.time() - self._breathed > _BREATHE_S:
+            # A flow that only reads would otherwise keep everything else waiting.
+            await asyncio.sleep(0)
+            self._breathed = self._loop.time()
+        return platform.perform(op)
+
+    async def _handler(self, workflow: str, version: str) -> Handler:
+        platform = self._worker.platform
+        known = platform.known_handler(workflow, version)
+        if known is not None:
+            return known
+        return await self._worker.calls.make(platform.handler, workflow, version)
+
     async def _start(self, op: ops.Start) -> None:
         if self._is_ended:
             raise ops.HandBack
-        handlers: list[Handler] = [
-            self._worker.platform.handler(op.task.workflow_name, version) for version in op.handlers
-        ]
+        handlers = [await self._handler(op.task.workflow_name, version) for version in op.handlers]
         combiner = handlers[1] if len(handlers) > 1 else None
         task = msgspec.structs.replace(op.task, handler=handlers[0], combiner=combiner)
         try:

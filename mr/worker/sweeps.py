@@ -71,7 +71,7 @@ class Sweeps:
 
     async def _is_ours(self, workflow: str) -> bool:
         key, lease = keys.sweeper(workflow), self._env.lease()
-        [entry] = self._worker.platform.store.get([key])
+        [entry] = await self._worker.calls.make(self._worker.platform.store.get, [key])
         if entry is not None:
             return entry.lease == lease
         owner = Write(key, Owner(nonce="", worker=self._worker.name), lease)

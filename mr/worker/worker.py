@@ -13,7 +13,7 @@ import secrets
 import signal
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -27,7 +27,8 @@ from mr.handlers.pool import RunnerPool
 from mr.kv.base import Watch
 from mr.model import catalog, keys
 from mr.queue.base import Delivery, Queue
-from mr.worker.group import GroupCommit, Outbox
+from mr.worker.calls import Calls
+from mr.worker.group import GroupCommit, GroupRead, Outbox
 from mr.worker.job import Job
 from mr.worker.sweeps import Sweeps
 from mr.worker.tenure import Tenure
@@ -44,6 +45,7 @@ _HAND_BACK_S = 3.0
 _HAND_BACK_PAUSE_S = 0.1
 _QUEUE_PAUSE_S = 1.0
 _TROUBLE_PAUSE_S = 5.0
+_THREADS = 4
 
 log = logging.getLogger(__name__)
 
@@ -101,11 +103,11 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         self._tenure = Tenure(store, self._config.lease_s, loop.time, self._lost)
-        self._tenure.begin()
+        await self._tenure.begin()
         try:
             await self._work_until_stopped(queue, on_ready)
         finally:
-            self._tenure.end()
+            await self._tenure.end()
 
     async def _work_until_stopped(self, queue: Queue, on_ready: Callable[[], None]) -> None:
         loop, store = self._loop, self.platform.store
@@ -113,6 +115,9 @@ class Worker:
         factory = self._config.workflow_scope_factory_fq_class or None
         self.pool = RunnerPool(self._runners, _limits(self._config), factory)
         self.commits = GroupCommit(store, loop, self._are_more_coming)
+        self.reads = GroupRead(store, loop)
+        self.calls = Calls(store.local, _THREADS, "store")
+        self._publishing = Calls(queue.local, 1, "publish")
         self.wakes: Outbox[Wake] = Outbox(loop, self._publish)
         self._finished: Outbox[Delivery] = Outbox(loop, self._finish, _FINISH_AFTER_S)
         most = self._runners * _MOST_PER_RUNNER
@@ -120,10 +125,11 @@ class Worker:
         self._sweeps = Sweeps(self, env)
         self._watch: Watch | None = None
         await self.pool.start()
-        self._follow()
+        await self._follow()
         loop.add_reader(self._consumer.fileno(), self._pump_soon)
         timers = [
             asyncio.create_task(self._every(self._config.lease_s / 5, self._tenure.renew)),
+            asyncio.create_task(self._every(self._config.lease_s / 20, self._tenure.check)),
             asyncio.create_task(self._every(_VISIBILITY_S / 4, self._touch)),
             asyncio.create_task(self._every(_POLL_S, self._follow)),
             asyncio.create_task(self._poll_queue()),
@@ -136,11 +142,13 @@ class Worker:
 
     # --- what goes on by itself -------------------------------------------------------------------------------------
 
-    async def _every(self, pause: float, act: Callable[[], None]) -> None:
+    async def _every(self, pause: float, act: Callable[[], Awaitable[None] | None]) -> None:
         while True:
             await asyncio.sleep(pause)
             try:
-                act()
+                waiting = act()
+                if waiting is not None:
+                    await waiting
             except Exception:
                 # What is done again and again must not end with one failure.
                 log.exception("something went wrong that is done every %g s", pause)
@@ -151,21 +159,29 @@ class Worker:
             pause = self._consumer.idle_for() if self._queue_down_until <= self._loop.time() else _POLL_S
             await asyncio.sleep(min(_POLL_S, max(0.005, pause)))
 
-    def _follow(self) -> None:
+    async def _follow(self) -> None:
         """Keeps the watch open, and looks itself now and then for what a watch may have missed."""
         try:
             if self._watch is None:
-                after = self.platform.store.revision()
-                self._watch = self.platform.store.watch([keys.CURRENT, keys.LIVE], after)
-                self._loop.add_reader(self._watch.fileno(), self._watched)
-            self._find_workflows()
+                await self._open_watch()
+            await self._find_workflows()
             self._watched()
-            self._find_ended()
+            await self._find_ended()
         except (StoreError, QueueUnavailable) as error:
             log.warning("workflows and requests cannot be followed, trying again: %s", error)
 
+    async def _open_watch(self) -> None:
+        """Follows nothing but the workflows that are this worker's to serve."""
+        wanted = self._config.workflow_names
+        prefixes = [*map(keys.current, wanted), *(keys.live(name, "") for name in wanted)]
+        store = self.platform.store
+        after = await self.calls.make(store.revision)
+        self._watch = await self.calls.make(store.watch, prefixes or [keys.CURRENT, keys.LIVE], after)
+        self._loop.add_reader(self._watch.fileno(), self._watched)
+
     def _watched(self) -> None:
-        assert self._watch is not None
+        if self._watch is None:
+            return
         try:
             events = self._watch.next(0)
         except (Compacted, StoreUnavailable):
@@ -181,14 +197,16 @@ class Worker:
                 workflow, _, request_id = event.key.removeprefix(keys.LIVE).partition("/")
                 self._ended(workflow, request_id)
         if are_new:
-            try:
-                self._find_workflows()
-            except (StoreError, QueueUnavailable) as error:
-                log.warning("new workflows cannot be followed yet: %s", error)
+            self._finding = self._loop.create_task(self._find_new_workflows())
 
-    def _find_workflows(self) -> None:
-        wanted = self._config.workflow_names
-        workflows = tuple(name for name in catalog.workflow_names(self.platform.store) if not wanted or name in wanted)
+    async def _find_new_workflows(self) -> None:
+        try:
+            await self._find_workflows()
+        except (StoreError, QueueUnavailable) as error:
+            log.warning("new workflows cannot be followed yet: %s", error)
+
+    async def _find_workflows(self) -> None:
+        workflows = await self.calls.make(self._existing_workflows)
         if workflows != self._workflows:
             capabilities = self._config.system_capabilities
             directions = ("map", "reduce")
@@ -197,14 +215,21 @@ class Worker:
             self._workflows = workflows
             self._pump_soon()
 
+    def _existing_workflows(self) -> tuple[str, ...]:
+        store, wanted = self.platform.store, self._config.workflow_names
+        if not wanted:
+            return tuple(catalog.workflow_names(store))
+        entries = store.get([keys.current(name) for name in wanted])
+        return tuple(sorted(name for name, entry in zip(wanted, entries, strict=True) if entry is not None))
+
     def _ended(self, workflow: str, request_id: str) -> None:
         for job in self._jobs:
             if job.request_id == request_id and job.workflow == workflow:
                 job.end()
 
-    def _find_ended(self) -> None:
+    async def _find_ended(self) -> None:
         requests = list({(job.workflow, job.request_id) for job in self._jobs if job.delivery is not None})
-        lives = self.platform.store.get([keys.live(workflow, request_id) for workflow, request_id in requests])
+        lives = await self.calls.make(self.platform.store.get, [keys.live(*request) for request in requests])
         for (workflow, request_id), live in zip(requests, lives, strict=True):
             if live is None:
                 self._ended(workflow, request_id)
@@ -328,7 +353,13 @@ class Worker:
         except QueueUnavailable as error:
             log.warning("messages could not be finished, they will come again: %s", error)
 
-    def _publish(self, wakes: list[Wake]) -> None:
+    def _publish(self, wakes: list[Wake]) -> Awaitable[None] | None:
+        if not self._publishing.is_local:
+            return self._publishing.make(self._send, wakes)
+        self._send(wakes)
+        return None
+
+    def _send(self, wakes: list[Wake]) -> None:
         try:
             self.platform.queue.publish([to_message(wake) for wake in wakes])
         except QueueUnavailable as error:
@@ -342,7 +373,7 @@ class Worker:
         self.is_stopping = True
         self._loop.remove_reader(self._consumer.fileno())
         self._sweeps.stop()
-        renewing, *others = timers
+        renewing, checking, *others = timers
         for timer in others:
             timer.cancel()
         self._give_back_backlog()
@@ -353,15 +384,18 @@ class Worker:
         await self._wait_for_jobs(_HAND_BACK_S)
         self.commits.is_closing = True
         await self._wait_for_jobs(1.0)
-        self.wakes.flush()
+        await self.wakes.drain()
         self._finished.flush()
         renewing.cancel()
+        checking.cancel()
         await asyncio.gather(*timers, return_exceptions=True)
         await self.pool.close()
         if self._watch is not None:
             self._loop.remove_reader(self._watch.fileno())
             self._watch.close()
         self._consumer.close()
+        for one in (self.commits, self.reads, self.calls, self._publishing):
+            one.close()
         log.info("worker %s has stopped", self.name)
 
     def _give_back_backlog(self) -> None:

@@ -47,18 +47,18 @@ def test_a_lease_that_was_given_up_is_never_renewed_again() -> None:
     now, lost = [0.0], []
     store = Moody()
     tenure = Tenure(store, 10, lambda: now[0], lambda: lost.append(now[0]))
-    tenure.begin()
+    asyncio.run(tenure.begin())
     first = tenure.lease()
     store.commit([Txn(puts=(Put("own/x", b"", first),))])
     store.is_down = True
     for now[0] in (2.0, 4.0, 6.0, 8.0, 9.0):
-        tenure.renew()
+        asyncio.run(tenure.renew())
     assert lost == [8.0], "told once, before the lease expires"
     store.is_down = False
-    tenure.renew()
+    asyncio.run(tenure.renew())
     assert tenure.lease() != first
     assert store.get(["own/x"]) == [None], "nobody knows what was claimed under it"
-    tenure.renew()
+    asyncio.run(tenure.renew())
     assert lost == [8.0]
     store.close()
 
@@ -67,9 +67,9 @@ def test_a_lease_that_expired_is_replaced() -> None:
     lost = []
     store = Moody()
     tenure = Tenure(store, 10, lambda: 0.0, lambda: lost.append(True))
-    tenure.begin()
+    asyncio.run(tenure.begin())
     store.revoke(tenure.lease())
-    tenure.renew()
+    asyncio.run(tenure.renew())
     assert lost == [True]
     assert store.keep_alive(tenure.lease())
     store.close()
