@@ -53,27 +53,51 @@ class Sweeps:
         while not self._is_stopping:
             await asyncio.sleep(_ROUND_S)
             restarts = self._worker.restarts()
-            for workflow, memory in list(self._memories.items()):
-                try:
-                    if not await self._is_ours(workflow):
-                        continue
-                    if restarts != self._restarts:
-                        memory.hurry()
-                    sweep = Sweep(self._env, workflow, memory, self._worker.has_room(_ROOM_AFTER_S))
-                    await Job(self._worker, None, workflow, "").run(sweep.run())
-                except HandBack:
-                    return
-                except StoreError as error:
-                    log.warning("workflow %s could not be swept, trying again: %s", workflow, error)
-                except Exception:
-                    log.exception("the sweep of %s went wrong, trying again", workflow, extra={"workflow": workflow})
-            self._restarts = restarts
+            has_come_back = restarts != self._restarts
+            try:
+                for workflow in await self._ours():
+                    await self._sweep(workflow, has_come_back)
+            except HandBack:
+                return
+            except StoreError as error:
+                log.warning("it cannot be said which workflows to sweep, trying again: %s", error)
+            except Exception:
+                log.exception("sweeping went wrong, trying again")
+            else:
+                self._restarts = restarts
 
-    async def _is_ours(self, workflow: str) -> bool:
-        key, lease = keys.sweeper(workflow), self._env.lease()
-        [entry] = await self._worker.calls.make(self._worker.platform.store.get, [key])
-        if entry is not None:
-            return entry.lease == lease
-        owner = Write(key, Owner(nonce="", worker=self._worker.name), lease)
-        change = Change("sweep", (Compare("version", key, 0, "sweeper"),), (owner,))
-        return (await self._worker.commits.commit(change)).ok
+    async def _sweep(self, workflow: str, has_come_back: bool) -> None:
+        """
+        :raises HandBack: the worker stops.
+        """
+        memory = self._memories.get(workflow)
+        if memory is None:
+            return
+        if has_come_back:
+            memory.hurry()
+        try:
+            sweep = Sweep(self._env, workflow, memory, self._worker.has_room(_ROOM_AFTER_S))
+            await Job(self._worker, None, workflow, "").run(sweep.run())
+        except HandBack:
+            raise
+        except StoreError as error:
+            log.warning("workflow %s could not be swept, trying again: %s", workflow, error)
+        except Exception:
+            log.exception("the sweep of %s went wrong, trying again", workflow, extra={"workflow": workflow})
+
+    async def _ours(self) -> list[str]:
+        """Those workflows whose key this worker holds; keys that nobody holds are taken."""
+        workflows, lease = list(self._memories), self._env.lease()
+        names = [keys.sweeper(workflow) for workflow in workflows]
+        entries = await self._worker.calls.make(self._worker.platform.store.get, names)
+        ours = []
+        for workflow, name, entry in zip(workflows, names, entries, strict=True):
+            if entry is None:
+                owner = Write(name, Owner(nonce="", worker=self._worker.name), lease)
+                change = Change("sweep", (Compare("version", name, 0, "sweeper"),), (owner,))
+                if not (await self._worker.commits.commit(change)).ok:
+                    continue
+            elif entry.lease != lease:
+                continue
+            ours.append(workflow)
+        return ours
