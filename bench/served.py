@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +51,31 @@ class Served(NamedTuple):
     url: str
     process: subprocess.Popen[str]
     data: Path
+
+
+@contextmanager
+def cluster() -> Iterator[dict[str, str]]:
+    """The settings of a cluster's store and queue: one etcd and one nsqd on loopback, started for this run."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+    from servers.etcd import Etcd
+    from servers.nsq import Nsqd
+
+    directory = Path(tempfile.mkdtemp(prefix="jobx-bench-"))
+    try:
+        with Etcd(directory / "etcd") as etcd, Nsqd(directory / "nsqd") as nsqd:
+            yield {"MR_KV_URL": etcd.url, "MR_QUEUE_URL": f"nsq://{nsqd.tcp_address}"}
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def platforms(with_cluster: bool) -> Iterator[dict[str, Served]]:
+    """A fresh platform each, by what they run on: the embedded one, and where asked for the cluster's."""
+    with ExitStack() as stack:
+        found = {"embedded": stack.enter_context(platform())}
+        if with_cluster:
+            found["cluster"] = stack.enter_context(platform(**stack.enter_context(cluster())))
+        yield found
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
