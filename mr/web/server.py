@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import os
 import resource
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from typing import Any
 
 import gunicorn.glogging
@@ -14,10 +17,11 @@ from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 
-from mr.config import Bind, Config
-from mr.errors import InvalidConfig, JobxError
+from mr.config import Config
+from mr.errors import JobxError
 from mr.web.application import create_app
 from mr.web.front import Front
+from mr.web.listening import BACKLOG, Listener, bind_of
 from mr.web.worker import FrontWorker
 
 log = logging.getLogger(__name__)
@@ -31,37 +35,10 @@ GRACEFUL_S = 10
 KEEPALIVE_S = 75
 """How long an idle connection is kept: longer than by nginx, so that it never sends into one that is closed."""
 
-BACKLOG = 2048
+ACCESS = '%(r)s %(s)s %(b)s bytes %(M)s ms request=%({x-mr-request-id}o)s client=%({x-forwarded-for}i)s'
+"""A line of the access log. Who asked is known to the proxy in front; without one it is this machine."""
 
 _SPARE_DESCRIPTORS = 256
-
-
-def listen(bind: Bind) -> socket.socket:
-    """A socket that listens there, and that child processes inherit.
-
-    :raises InvalidConfig: somebody else does already, or it is no address of this machine.
-    """
-    family = socket.AF_INET6 if ":" in bind.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((bind.host, bind.port))
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise InvalidConfig(
-            f"MR_BIND is '{bind}', and nothing can listen there: {error.strerror}. Choose another address or port.",
-            "MR_BIND",
-        ) from error
-    listener.set_inheritable(True)
-    return listener
-
-
-def address_of(name: Any) -> str:
-    """``HOST:PORT`` or ``unix:PATH`` of a socket's name."""
-    if isinstance(name, tuple):
-        return str(Bind(name[0], name[1]))
-    return f"unix:{name.decode() if isinstance(name, bytes) else name}"
 
 
 class Logger(gunicorn.glogging.Logger):  # type: ignore[misc]
@@ -69,8 +46,9 @@ class Logger(gunicorn.glogging.Logger):  # type: ignore[misc]
 
     def setup(self, cfg: Any) -> None:
         super().setup(cfg)
-        self.error_log.handlers.clear()
-        self.error_log.propagate = True
+        for its_own in (self.error_log, self.access_log):
+            its_own.handlers.clear()
+            its_own.propagate = True
 
 
 class Program(BaseApplication):  # type: ignore[misc]
@@ -86,6 +64,13 @@ class Program(BaseApplication):  # type: ignore[misc]
             # Gunicorns of different age have different settings.
             if name in self.cfg.settings:
                 self.cfg.set(name, value)
+
+    def run(self) -> None:
+        arbiter = Arbiter(self)
+        # It takes away the path of a Unix socket when it ends, though others may go on listening, unless it believes
+        # that systemd made the socket. Who made it takes it away.
+        arbiter.systemd = True
+        arbiter.run()
 
     def load(self) -> Flask:
         try:
@@ -111,6 +96,8 @@ def serve(
     make_front: Callable[[], Front],
     listen_fd: int | None = None,
     on_ready: Callable[[str], None] = lambda address: None,
+    *,
+    has_access_log: bool = False,
 ) -> None:
     """Serves until SIGTERM or SIGINT, then exits with 0; with another code where it could not start.
 
@@ -120,21 +107,25 @@ def serve(
 
     :raises InvalidConfig: it would be open to others without tokens, or nothing can listen there.
     """
-    config.check_exposure()
-    allow_descriptors(CONNECTIONS + _SPARE_DESCRIPTORS)
-    if listen_fd is None and not config.bind.path:
-        listen_fd = listen(config.bind).detach()
+    with ExitStack() as stack:
+        if listen_fd is None:
+            config.check_exposure()
+            listener = stack.enter_context(closing(Listener(config.bind)))
+            # Gunicorn closes it as soon as it stops, so that nobody connects any more who would not be served.
+            listen_fd, bind = listener.socket.detach(), listener.bind
+        else:
+            with socket.socket(fileno=os.dup(listen_fd)) as given:
+                bind = bind_of(given)
+            dataclasses.replace(config, bind=bind).check_exposure()
+        allow_descriptors(CONNECTIONS + _SPARE_DESCRIPTORS)
+        options = settings(config, has_access_log) | {
+            "bind": f"fd://{listen_fd}",
+            "post_worker_init": lambda worker: on_ready(str(bind)),
+        }
+        Program(options, make_front).run()
 
-    def ready(worker: FrontWorker) -> None:
-        on_ready(address_of(worker.sockets[0].getsockname()))
 
-    options = settings(config) | {"post_worker_init": ready}
-    if listen_fd is not None:
-        options["bind"] = f"fd://{listen_fd}"
-    Program(options, make_front).run()
-
-
-def settings(config: Config) -> dict[str, Any]:
+def settings(config: Config, has_access_log: bool = False) -> dict[str, Any]:
     """What gunicorn is told."""
     return {
         "bind": str(config.bind),
@@ -148,7 +139,9 @@ def settings(config: Config) -> dict[str, Any]:
         "timeout": 120,
         "logger_class": Logger,
         "loglevel": "warning",
-        "accesslog": None,
+        # Where to is decided by the logger.
+        "accesslog": "-" if has_access_log else None,
+        "access_log_format": ACCESS,
         "control_socket_disable": True,
         "proc_name": "jobx",
     }
