@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
+from mr.findings import Finding
+
 
 class Writer(ABC):
     """A file in the making. Nobody sees it until it is settled."""
@@ -51,3 +53,14 @@ class Files(ABC):
 
         :raises FilesUnavailable: something could not be removed.
         """
+
+    def identity(self) -> str:
+        """Tells this tree from others, on whichever machine one asks; empty where there is no way to tell.
+
+        :raises FilesUnavailable: it cannot be read or written.
+        """
+        return ""
+
+    def examine(self) -> list[Finding]:
+        """What its technology can say about its health, within seconds. It raises nothing."""
+        return []

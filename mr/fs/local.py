@@ -10,7 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mr.errors import FilesUnavailable
+from mr.findings import Finding
 from mr.fs.base import Files, Writer
+from mr.local.disk import examine_space
+
+_IDENTITY = ".identity"
 
 
 class _LocalWriter(Writer):
@@ -86,3 +90,21 @@ class LocalFiles(Files):
             pass
         except OSError as error:
             raise FilesUnavailable(f"{self._root / name} cannot be removed: {error}") from error
+
+    def identity(self) -> str:
+        path = self._root / _IDENTITY
+        try:
+            if not path.exists():
+                self._root.mkdir(parents=True, exist_ok=True)
+                mine = path.with_name(f"{_IDENTITY}.{secrets.token_hex(4)}")
+                mine.write_text(secrets.token_hex(16))
+                # Of several who try at once, one wins, also on a network filesystem, and nobody reads half of it.
+                with contextlib.suppress(FileExistsError):
+                    os.link(mine, path)
+                mine.unlink()
+            return path.read_text()
+        except OSError as error:
+            raise FilesUnavailable(f"{path} cannot be made: {error}") from error
+
+    def examine(self) -> list[Finding]:
+        return [examine_space(self._root)]

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Literal, NamedTuple
 
+from mr.findings import Finding
+
 Attribute = Literal["created", "modified", "version"]
 
 
@@ -178,6 +180,13 @@ class Store(ABC):
     @abstractmethod
     def watch(self, prefixes: Sequence[str], after: int) -> Watch:
         """Follows the changes under these prefixes that came after the revision ``after``."""
+
+    def examine(self) -> builtins.list[Finding]:
+        """What its technology can say about its health, within seconds; nothing where it has nothing to say.
+
+        It raises nothing: a server that does not answer is a finding.
+        """
+        return []
 
     @abstractmethod
     def close(self) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from mr.errors import Compacted, StoreUnavailable
+from mr.findings import Finding
 from mr.kv.base import Entry, Event, Outcome, Put, Store, Txn, Verdict, Watch
 from mr.kv.limits import check_transactions
 from mr.local.bell import Bell
@@ -219,6 +220,9 @@ class SqliteStore(Store):
         watch = SqliteWatch(self, prefixes, after)
         self._watches.add(watch)
         return watch
+
+    def examine(self) -> builtins.list[Finding]:
+        return self._file.examine()
 
     def close(self) -> None:
         for watch in list(self._watches):

@@ -14,6 +14,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from mr.errors import JobxError
+from mr.findings import Finding, size
+from mr.local.disk import examine_space, is_networked
 
 # Only programs that know nothing of the lock file can make SQLite itself wait.
 _BUSY_S = 5.0
@@ -117,6 +119,22 @@ class SqliteFile:
             except BaseException as error:
                 self._roll_back(connection, error)
                 raise
+
+    def examine(self) -> list[Finding]:
+        """How it is with the file and its disk."""
+        what = self._kind
+        try:
+            with self.read() as connection:
+                (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+            bytes_taken = sum(path.stat().st_size for path in self.path.parent.glob(f"{self.path.name}*"))
+        except (JobxError, OSError) as error:
+            return [Finding("problem", what, str(error), "Until it can be read, nothing works: see to its disk.")]
+        text = f"SQLite {sqlite3.sqlite_version}, {self.path}, {size(bytes_taken)}, journal mode {mode}."
+        found = [Finding("ok", what, text)]
+        if is_networked(self.path):
+            advice = "Put it on a disk of this machine (MR_DATA_DIR): it relies on locks that such filesystems lose."
+            found = [Finding("problem", what, f"{self.path} is on a network filesystem.", advice)]
+        return [*found, examine_space(self.path)]
 
     def close(self) -> None:
         """Lets go of all connections, except those lent, which go when they are given back. May be repeated."""

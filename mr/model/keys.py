@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, NamedTuple
+
 
 def workflow(name: str) -> str:
     return f"entities/workflow/{name}"
@@ -44,6 +46,11 @@ def current(workflow_name: str) -> str:
     return f"{CURRENT}{workflow_name}"
 
 
+def manifests(workflow_name: str) -> str:
+    """Prefix of a workflow's manifests. One is written whenever ``current`` comes to name another."""
+    return f"manifest/{workflow_name}/"
+
+
 def manifest(workflow_name: str, version: str) -> str:
     return f"manifest/{workflow_name}/{version}"
 
@@ -54,6 +61,11 @@ def source(workflow_name: str, version: str) -> str:
 
 
 LIVE = "live/"
+
+
+def lives(workflow_name: str) -> str:
+    """Prefix of what exists while a workflow's requests run."""
+    return f"{LIVE}{workflow_name}/"
 
 
 def live(workflow_name: str, request_id: str) -> str:
@@ -135,6 +147,20 @@ def sweeper(workflow_name: str) -> str:
     return f"sweeper/{workflow_name}"
 
 
+WORKERS = "worker/"
+"""Prefix of what all workers say of themselves."""
+
+
+def workers(workflow_name: str) -> str:
+    """Prefix of what the workers of a workflow say of themselves."""
+    return f"{WORKERS}{workflow_name}/"
+
+
+def worker(workflow_name: str, worker_name: str) -> str:
+    """Exists, under the worker's lease, while that worker serves the workflow."""
+    return f"{WORKERS}{workflow_name}/{worker_name}"
+
+
 OF_A_REQUEST = ("entities/invocation", "own", "seal", "chunk", "count", "failed", "done", "dataset", "session")
 """Kinds whose keys go with a request, as ``<kind>/<workflow>/<request_id>/…``."""
 
@@ -142,3 +168,35 @@ OF_A_REQUEST = ("entities/invocation", "own", "seal", "chunk", "count", "failed"
 def of_request(workflow_name: str, request_id: str) -> list[str]:
     """Prefixes of everything that belongs to a request, apart from single keys."""
     return [f"{kind}/{workflow_name}/{request_id}/" for kind in OF_A_REQUEST]
+
+
+class Space(NamedTuple):
+    """One key of a workflow or, where it ends in a slash, all keys that begin with it.
+
+    ``worker`` is what a worker that serves the workflow does with them; what it needs not at all is not its to read.
+    """
+
+    key: str
+    worker: Literal["nothing", "read", "readwrite"]
+
+
+def of_workflow(name: str) -> list[Space]:
+    """Everything in the store that belongs to a workflow: what roles in the store are made of."""
+    return [
+        Space(workflow(name), "read"),
+        Space(current(name), "read"),
+        Space(manifests(name), "read"),
+        Space(source(name, ""), "read"),
+        Space(job(name, ""), "nothing"),
+        Space(step(name, ""), "nothing"),
+        Space(handler(name, ""), "nothing"),
+        Space(sweeper(name), "readwrite"),
+        Space(workers(name), "readwrite"),
+        Space(requests(name), "readwrite"),
+        Space(lives(name), "readwrite"),
+        Space(result(name, ""), "readwrite"),
+        Space(expiries(name), "readwrite"),
+        Space(deliveries(name), "readwrite"),
+        Space(idempotencies(name), "readwrite"),
+        *(Space(f"{kind}/{name}/", "readwrite") for kind in OF_A_REQUEST),
+    ]

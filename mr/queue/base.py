@@ -11,6 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from mr.findings import Finding
+
 
 class Message(NamedTuple):
     """What is published. ``delay`` is in seconds."""
@@ -27,6 +29,14 @@ class Delivery(NamedTuple):
     body: bytes
     attempts: int
     handle: object
+
+
+class Backlog(NamedTuple):
+    """A topic, how many of its messages wait to be taken, and how many consumers it has (None: nobody knows)."""
+
+    topic: str
+    waiting: int
+    consumers: int | None = None
 
 
 class Consumer(ABC):
@@ -94,6 +104,20 @@ class Queue(ABC):
     @abstractmethod
     def consumer(self, channel: str, *, max_in_flight: int, visibility: float = 60.0) -> Consumer:
         """A consumer without topics yet. It never holds more than ``max_in_flight`` messages."""
+
+    def examine(self) -> list[Finding]:
+        """What its technology can say about its health, within seconds; nothing where it has nothing to say.
+
+        It raises nothing: a server that does not answer is a finding.
+        """
+        return []
+
+    def backlogs(self) -> list[Backlog] | None:
+        """All topics that there are; None where the technology cannot tell.
+
+        :raises QueueUnavailable: it could tell, but does not answer.
+        """
+        return None
 
     @abstractmethod
     def close(self) -> None:

@@ -20,10 +20,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mr.errors import QueueUnavailable
+from mr.findings import Finding
 from mr.local.bell import Bell
 from mr.local.clock import Clock, machine_clock
 from mr.local.file import SqliteFile
-from mr.queue.base import Consumer, Delivery, Message, Queue
+from mr.queue.base import Backlog, Consumer, Delivery, Message, Queue
 from mr.queue.limits import check_consumer, check_delay, check_messages, check_topics
 
 # How often a consumer that nobody wakes looks by itself: for rings that died with whoever was about to ring, and for
@@ -97,6 +98,17 @@ class SqliteQueue(Queue):
     def consumer(self, channel: str, *, max_in_flight: int, visibility: float = 60.0) -> SqliteConsumer:
         check_consumer(channel, max_in_flight, visibility)
         return SqliteConsumer(self, channel, max_in_flight, visibility)
+
+    def examine(self) -> list[Finding]:
+        return self._file.examine()
+
+    def backlogs(self) -> list[Backlog]:
+        with self._file.read() as connection:
+            rows = connection.execute(
+                "SELECT topic, count(messages.id) FROM channels LEFT JOIN messages ON channel = channels.id "
+                "AND consumer IS NULL GROUP BY topic ORDER BY topic"
+            ).fetchall()
+        return [Backlog(topic, waiting) for topic, waiting in rows]
 
     def close(self) -> None:
         """Lets go of the file. Close consumers first: what is in flight of others comes back only after a moment."""
