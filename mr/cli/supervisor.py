@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from types import FrameType
 
 from mr.cli.programs import command_line
 
@@ -15,6 +17,12 @@ FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
 SETTLED_S = 1.0
 """A child that lived so long, or became ready, starts with the shortest pause again."""
+LOOK_S = 0.1
+"""How often the children are looked at, though nothing happened."""
+DEATHS_AT_START = 3
+NEXT_STOP_S = 5.0
+"""How long a child waits for the one before it to stop before it stops as well."""
+STOP_S = 30.0
 
 
 class Child:
@@ -140,3 +148,90 @@ def ending(code: int) -> str:
         return f"was ended by {signal.Signals(-code).name}"
     except ValueError:
         return f"was ended by signal {-code}"
+
+
+class Signals:
+    """Counts the signals that ask to stop, and wakes whoever waits on its descriptor for them or for children."""
+
+    def __init__(self) -> None:
+        self.stops = 0
+        self._reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # nohup has it ignored.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._stop)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.stops += 1
+
+    def wait(self, seconds: float, also: Sequence[int]) -> None:
+        readable, _, _ = select.select([self._reading, *also], [], [], seconds)
+        if self._reading in readable:
+            with suppress(BlockingIOError):
+                os.read(self._reading, 4096)
+
+
+class Supervisor:
+    """Keeps children running until it is told to stop; then they stop in their order, each when the last one has.
+
+    ``on_ready`` is called once, when all of them are; ``on_stop`` before the first is told to stop.
+    """
+
+    def __init__(
+        self,
+        children: Sequence[Child],
+        *,
+        on_ready: Callable[[], None],
+        on_stop: Callable[[], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self._children = list(children)
+        self._on_ready, self._on_stop, self._say = on_ready, on_stop, say
+
+    def run(self) -> int:
+        """The exit code."""
+        signals = Signals()
+        try:
+            return self._keep(signals) or self._stop(signals)
+        finally:
+            for child in self._children:
+                child.kill()
+
+    def _keep(self, signals: Signals) -> int:
+        is_told = False
+        for child in self._children:
+            child.start()
+        while not signals.stops:
+            pauses = [pause for child in self._children if (pause := child.due_in()) is not None]
+            signals.wait(min([LOOK_S, *pauses]), [child.fileno() for child in self._children if child.fileno() >= 0])
+            for child in self._children:
+                child.look()
+            if not is_told and all(child.is_ready for child in self._children):
+                is_told = True
+                self._on_ready()
+            if not is_told and any(child.deaths >= DEATHS_AT_START for child in self._children):
+                self._say("JobX cannot start: what was said above has to be put right first.")
+                self._stop(signals)
+                return 1
+        return 0
+
+    def _stop(self, signals: Signals) -> int:
+        asked = signals.stops
+        begun = told = time.monotonic()
+        self._on_stop()
+        left = self._children
+        while left:
+            left[0].tell_to_stop()
+            signals.wait(LOOK_S, [])
+            now = time.monotonic()
+            if now - begun > STOP_S or signals.stops > max(1, asked):
+                self._say("JobX was stopped before everything had ended in order.")
+                return 1
+            if left[0].has_stopped():
+                left, told = left[1:], now
+            elif now - told > NEXT_STOP_S and len(left) > 1:
+                # It goes on stopping, and is waited for after the next.
+                left, told = [*left[1:], left[0]], now
+        return 0
