@@ -2,8 +2,9 @@
 
     python bench/fanout.py [--cluster] [children ...]
 
-With --cluster also on an etcd and an nsqd. Prints children a second, the processes that ran them, bytes of the store a child and the memory of every process. The
-peer is the same number of bare Flask POSTs on one connection: what it would cost to call somebody for each child.
+With --cluster also on an etcd and an nsqd. Prints children a second, the processes that ran them, bytes of the store a
+child (embedded) and the memory of every process. The peer is the same number of bare Flask POSTs on one connection:
+what it would cost to call somebody for each child.
 """
 
 from __future__ import annotations
