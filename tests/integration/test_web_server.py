@@ -552,7 +552,7 @@ def test_gunicorn_itself_serves_it_with_the_configuration_of_the_project(server:
                 "-m",
                 "gunicorn",
                 "-c",
-                str(REPOSITORY / "resources" / "gunicorn.py"),
+                str(REPOSITORY / "resources" / "gunicorn_prod.py"),
                 "mr.cli.serve:application()",
             ],
             env={**os.environ, **server.environ, "MR_BIND": f"unix:{path}"},
