@@ -31,7 +31,9 @@ class Authority:
         self.ca = self.directory / "ca.pem"
         self._key = self.directory / "ca-key.pem"
         if not self.ca.exists():
-            _openssl("req", "-x509", *_NEW_KEY, self._key, "-days", DAYS, "-subj", "/CN=JobX test authority", "-out", self.ca)
+            _openssl(
+                "req", "-x509", *_NEW_KEY, self._key, "-days", DAYS, "-subj", "/CN=JobX test authority", "-out", self.ca
+            )
 
     def server(self, name: str = "server") -> Pair:
         """Valid for localhost and 127.0.0.1; without a common name, which etcd would take for a user's."""
@@ -49,7 +51,9 @@ class Authority:
                 wanted.write_text(f"{extensions}subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n")
                 _openssl("req", *_NEW_KEY, pair.key, "-subj", subject, "-out", request)
                 signed_by: list[str | Path] = ["-CA", self.ca, "-CAkey", self._key, "-CAcreateserial"]
-                _openssl("x509", "-req", "-in", request, *signed_by, "-extfile", wanted, "-days", DAYS, "-out", pair.cert)
+                _openssl(
+                    "x509", "-req", "-in", request, *signed_by, "-extfile", wanted, "-days", DAYS, "-out", pair.cert
+                )
         return pair
 
 

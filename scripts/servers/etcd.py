@@ -149,8 +149,11 @@ class EtcdCluster:
         return self
 
     def stop(self) -> None:
+        """Ends all at once, by killing them, which loses nothing that they acknowledged: asked to stop, a leader would
+        wait six seconds for another.
+        """
         for node in self.nodes:
-            node.stop()
+            node.kill()
 
     def ctl(self, *args: str) -> str:
         """What `etcdctl ARGS` prints, asked of those nodes that answer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -28,22 +29,34 @@ class Nginx(Server):
     def __init__(self, directory: Path | str, configuration_path: Path | str) -> None:
         super().__init__("nginx", directory)
         self.configuration_path = Path(configuration_path).absolute()
+        if self.configuration_path.parent == self.directory:
+            raise ValueError(f"{self.directory} is nginx's own: put {self.configuration_path.name} elsewhere")
+        self._written = self.directory / "nginx.conf"
+        self._pid_file = self.directory / "nginx.pid"
 
     def command(self) -> list[str]:
         program = binaries.nginx()
-        written = self.directory / "nginx.conf"
-        written.write_text(self._complete(self.configuration_path.read_text()))
+        self._pid_file.unlink(missing_ok=True)
+        self._write(program)
+        return [str(program), "-p", f"{self.directory}/", "-e", str(self.log_path), "-c", str(self._written)]
+
+    def _write(self, program: Path) -> None:
+        """Puts the configuration, and what it includes, where it is read from."""
+        text = self.configuration_path.read_text()
+        beside = self.configuration_path.parent
+        for pattern in re.findall(r"^\s*include\s+([^/;\s][^;\s]*)", text, re.MULTILINE):
+            for path in beside.glob(pattern):
+                copy = self.directory / path.relative_to(beside)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, copy)
         types = next(path for path in (program.parent / "mime.types", Path("/etc/nginx/mime.types")) if path.exists())
-        for path in self.configuration_path.parent.iterdir():
-            if path.is_file() and path.name != written.name and path != self.directory / path.name:
-                shutil.copy2(path, self.directory)
         shutil.copy2(types, self.directory / "mime.types")
-        return [str(program), "-p", f"{self.directory}/", "-e", str(self.log_path), "-c", str(written)]
+        self._written.write_text(self._complete(text))
 
     def _complete(self, text: str) -> str:
         if not re.search(r"^\s*http\s*\{", text, re.MULTILINE):
             text = f"events {{}}\nhttp {{\ninclude mime.types;\n{text}\n}}\n"
-        main = {"daemon": "off", "pid": f"{self.directory}/nginx.pid", "error_log": f"{self.log_path}"}
+        main = {"daemon": "off", "pid": f"{self._pid_file}", "error_log": f"{self.log_path}"}
         if os.geteuid() == 0:
             # Its processes would otherwise not get at sockets in a directory that is only the caller's.
             main["user"] = "root"
@@ -58,11 +71,11 @@ class Nginx(Server):
         return [each if ":" in each else f"127.0.0.1:{each}" for each in found]
 
     def is_ready(self) -> bool:
-        return (self.directory / "nginx.pid").exists() and all(accepts(each) for each in self.listens())
+        return self._pid_file.exists() and all(accepts(each) for each in self.listens())
 
     def reload(self) -> None:
         """Reads the configuration again without dropping a connection."""
-        self.command()
+        self._write(binaries.nginx())
         self._signal(signal.SIGHUP)
 
     def kill(self) -> None:
@@ -71,7 +84,8 @@ class Nginx(Server):
             children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
         super().kill()
         for child in children:
-            os.kill(int(child), signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGKILL)
 
 
 def _missing(directives: dict[str, str], text: str) -> str:
