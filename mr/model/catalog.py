@@ -8,7 +8,7 @@ it sees a change whole or not at all. Changes made at the same time are made one
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -133,8 +133,12 @@ class Snapshot(NamedTuple):
     modified: int
 
 
-def workflow_names(store: Store) -> list[str]:
-    """All workflows, in order of name."""
+def workflow_names(store: Store, served: Sequence[str] = ()) -> list[str]:
+    """All workflows, in order of name. Of those ``served``, where there are any, and then nothing else is read."""
+    if served:
+        wanted = sorted(set(served))
+        entries = store.get([keys.workflow(name) for name in wanted])
+        return [name for name, entry in zip(wanted, entries, strict=True) if entry is not None]
     prefix, names, after = keys.workflow(""), [], ""
     while page := store.list(prefix, after=after, keys_only=True):
         names += [entry.key.removeprefix(prefix) for entry in page]
@@ -142,13 +146,31 @@ def workflow_names(store: Store) -> list[str]:
     return names
 
 
-def read(store: Store, workflow_name: str) -> Snapshot:
+def watched(served: Sequence[str] = ()) -> list[str]:
+    """Prefixes under which something changes whenever another manifest comes into force: see :func:`changed`.
+
+    With ``served``, nothing of other workflows stands under them. ``current/a`` is no such prefix, since ``current/ab``
+    begins with it; a manifest is written together with the flip that puts it into force.
     """
-    :raises WorkflowNotFound: there is no such workflow.
+    return [keys.manifests(name) for name in served] or [keys.CURRENT]
+
+
+def changed(key: str) -> str | None:
+    """The workflow whose manifest in force has changed, by the key of an event; None: that says no such thing."""
+    kind, _, rest = key.partition("/")
+    return rest.partition("/")[0] if kind in _FLIPPED else None
+
+
+_FLIPPED = (keys.CURRENT.rstrip("/"), keys.manifests("").partition("/")[0])
+
+
+def read(store: Store, workflow_name: str, served: Sequence[str] = ()) -> Snapshot:
+    """
+    :raises WorkflowNotFound: there is no such workflow; the others that there are, of those served, are named.
     """
     [entry] = store.get([keys.current(workflow_name)])
     if entry is None:
-        known = workflow_names(store)
+        known = workflow_names(store, served)
         raise WorkflowNotFound("workflow", workflow_name, _known(dict.fromkeys(known)))
     version = decode(Current, entry.key, entry.value).manifest
     key = keys.manifest(workflow_name, version)
@@ -218,7 +240,7 @@ def delete_workflow(store: Store, workflow_name: str) -> None:
         if users:
             raise StillReferred("workflow", workflow_name, users)
         compare = Compare("modified", keys.current(workflow_name), snapshot.modified, "current")
-        if _settle(
+        if settle(
             store, Txn((compare,), (), (keys.current(workflow_name), keys.workflow(workflow_name)), durable=True)
         ):
             store.delete_prefix(keys.manifest(workflow_name, ""))
@@ -301,25 +323,41 @@ def _commit(store: Store, after: Draft, before: Draft, modified: int, version: s
                 f"{put.key} has {len(put.value)} bytes; the limit is {store.max_value_bytes}.", store.max_value_bytes
             )
     puts += sources.values()
-    if name != version:
-        puts.append(named)
     # Entities are what people read; what runs is decided by the flip alone, so a large change may write them before it.
     room = store.max_operations - _ROOM_FOR_FLIP
-    while len(puts) + len(deletes) > room:
-        page, puts = puts[:room], puts[room:]
-        if page:
-            _settle(store, Txn(puts=tuple(page)))
-        else:
-            _settle(store, Txn(deletes=tuple(deletes[:room])))
-            deletes = deletes[room:]
+    is_heavy = len(named.value) + sum(len(put.value) for put in puts) > store.max_value_bytes
+    if is_heavy or len(puts) + len(deletes) > room:
+        for page in _pages(puts, room, store.max_value_bytes):
+            settle(store, Txn(puts=page))
+        puts = []
+    while len(deletes) > room:
+        settle(store, Txn(deletes=tuple(deletes[:room])))
+        deletes = deletes[room:]
     workflow = Workflow(workflow_name=workflow_name, description=after.description)
     flip = Compare("modified", keys.current(workflow_name), modified, "current")
+    if name != version:
+        # In one transaction with the flip, since that is how some hear of it.
+        puts.append(named)
     puts.append(Put(keys.current(workflow_name), encode(Current(manifest=name))))
     puts.append(Put(keys.workflow(workflow_name), encode(workflow)))
-    return _settle(store, Txn((flip,), tuple(puts), tuple(deletes), durable=True))
+    return settle(store, Txn((flip,), tuple(puts), tuple(deletes), durable=True))
 
 
-def _settle(store: Store, txn: Txn) -> bool:
+def _pages(puts: Sequence[Put], most: int, most_bytes: int) -> Iterator[tuple[Put, ...]]:
+    """The puts in parts that each fit into a transaction: servers limit a request's bytes, too."""
+    page: list[Put] = []
+    room = most_bytes
+    for put in puts:
+        if page and (len(page) == most or len(put.value) > room):
+            yield tuple(page)
+            page, room = [], most_bytes
+        page.append(put)
+        room -= len(put.value)
+    if page:
+        yield tuple(page)
+
+
+def settle(store: Store, txn: Txn) -> bool:
     """Commits until the outcome is definite. A refusal after a doubt may be our own success: the caller looks again."""
     deadline = time.monotonic() + _PATIENCE_S
     is_doubtful = False

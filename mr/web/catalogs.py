@@ -21,11 +21,10 @@ class Catalogs(Subject):
     ``served`` are the only workflows that there are for this front end; empty: all.
     """
 
-    prefix = keys.CURRENT
-
     _HANDLERS = 1024
 
     def __init__(self, store: Store, served: Sequence[str] = ()) -> None:
+        self.prefixes = tuple(catalog.watched(served))
         self._store, self._served = store, served
         self._snapshots: dict[str, Snapshot] = {}
         self._parameters: OrderedDict[str, list[Parameter]] = OrderedDict()
@@ -71,7 +70,9 @@ class Catalogs(Subject):
         return parameters
 
     def changed(self, event: Event) -> None:
-        self._forget(event.key.removeprefix(self.prefix))
+        name = catalog.changed(event.key)
+        if name is not None:
+            self._forget(name)
 
     def check(self) -> None:
         snapshots = list(self._snapshots.items())
@@ -85,21 +86,25 @@ class Catalogs(Subject):
         self._snapshots.pop(name, None)
 
     def _load(self, name: str) -> Snapshot:
-        try:
-            check_workflow_name(name)
-        except InvalidName:
-            raise WorkflowNotFound("workflow", name, _known("workflow", name, self._names())) from None
-        if self._served and name not in self._served:
-            raise WorkflowNotFound("workflow", name, _known("workflow", name, list(self._served)))
+        self.check_served(name)
         changes = self._changes
-        snapshot = catalog.read(self._store, name)
+        snapshot = catalog.read(self._store, name, self._served)
         # What was read while something changed may be older than the change, which is told only once.
         if changes == self._changes:
             self._snapshots[name] = snapshot
         return snapshot
 
-    def _names(self) -> list[str]:
-        return list(self._served) or catalog.workflow_names(self._store)
+    def check_served(self, name: str) -> None:
+        """
+        :raises WorkflowNotFound: there cannot be such a workflow here, so that nothing of it may be asked for.
+        """
+        try:
+            check_workflow_name(name)
+        except InvalidName:
+            names = list(self._served) or catalog.workflow_names(self._store)
+            raise WorkflowNotFound("workflow", name, _known("workflow", name, names)) from None
+        if self._served and name not in self._served:
+            raise WorkflowNotFound("workflow", name, _known("workflow", name, list(self._served)))
 
 
 def _known(kind: str, name: str, names: list[str]) -> str:

@@ -22,13 +22,13 @@ _PAUSE_S = 0.5
 
 
 class Subject(ABC):
-    """Something that follows the keys under one prefix."""
+    """Something that follows the keys under some prefixes."""
 
-    prefix: str
+    prefixes: tuple[str, ...]
 
     @abstractmethod
     def changed(self, event: Event) -> None:
-        """A key under the prefix changed."""
+        """A key under one of the prefixes changed."""
 
     @abstractmethod
     def check(self) -> None:
@@ -57,7 +57,8 @@ class Follower:
         is_well = True
         while not self._stopped.is_set():
             try:
-                watch = self._store.watch([subject.prefix for subject in self._subjects], self._store.revision())
+                prefixes = [prefix for subject in self._subjects for prefix in subject.prefixes]
+                watch = self._store.watch(prefixes, self._store.revision())
                 try:
                     if not is_well:
                         log.info("The store answers again, and its changes are followed.")
@@ -88,16 +89,18 @@ class Follower:
                 due = time.monotonic() + _CHECK_S
             for event in watch.next(min(_CHECK_S, max(0.0, due - time.monotonic()))):
                 for subject in self._subjects:
-                    if event.key.startswith(subject.prefix):
+                    if event.key.startswith(subject.prefixes):
                         subject.changed(event)
 
 
 class Ends(Subject):
-    """Wakes those who wait for requests to end, which is when their key under ``live/`` goes."""
+    """Wakes those who wait for requests to end, which is when their key under ``live/`` goes.
 
-    prefix = keys.LIVE
+    ``served`` are the only workflows whose requests are waited for; empty: all.
+    """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, served: Sequence[str] = ()) -> None:
+        self.prefixes = tuple(map(keys.lives, served)) or (keys.LIVE,)
         self._store = store
         self._lock = threading.Lock()
         self._waiting: dict[str, set[threading.Event]] = {}

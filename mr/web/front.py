@@ -6,6 +6,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from mr.config import Config
@@ -25,6 +26,7 @@ from mr.model import ids, keys, pairs
 from mr.model.entities import Failure, Invocation, Job, Request, decode
 from mr.model.records import Dataset, Done
 from mr.web import posts, results
+from mr.web.access import Access
 from mr.web.catalogs import Catalogs
 from mr.web.following import Ends, Follower
 from mr.web.parameters import check_arguments
@@ -75,11 +77,15 @@ class Front:
         self._env = env
         self._shell = Shell(platform)
         self._catalogs = Catalogs(platform.store, config.workflow_names)
-        self._ends = Ends(platform.store)
-        self._follower = Follower(platform.store, [self._catalogs, self._ends])
+        self._ends = Ends(platform.store, config.workflow_names)
+        self.access = Access(platform.store, config)
+        self._follower = Follower(platform.store, [self._catalogs, self._ends, self.access])
         self.is_draining = False
 
     def start(self) -> None:
+        # Before anybody asks; where the store is away, the follower does it when it is back.
+        with suppress(StoreUnavailable):
+            self.access.check()
         self._follower.start()
 
     def drain(self) -> None:
@@ -181,6 +187,7 @@ class Front:
         :raises WorkflowNotFound, RequestNotFound: there never was one of that ID.
         :raises RequestExpired: it was removed, or is being removed.
         """
+        self._catalogs.check_served(workflow)
         if request_id == LAST:
             self._catalogs.workflow(workflow)
             newest = self.platform.store.list(keys.requests(workflow), limit=1, reverse=True)
@@ -313,7 +320,8 @@ class Front:
             raise NotReady(unreachable)
 
     def _look_at_store(self) -> None:
-        self.platform.store.get([keys.CURRENT])
+        # Whoever serves some workflows may have no right to look at anything else.
+        self.platform.store.get([keys.current(name) for name in self.config.workflow_names[:1]] or [keys.CURRENT])
 
     def _look_at_queue(self) -> None:
         self.platform.queue.publish([])

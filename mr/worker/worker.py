@@ -30,6 +30,7 @@ from mr.queue.base import Delivery, Queue
 from mr.worker.calls import Calls
 from mr.worker.group import GroupCommit, GroupRead, Outbox
 from mr.worker.job import Job
+from mr.worker.registry import Registry
 from mr.worker.sweeps import Sweeps
 from mr.worker.tenure import Tenure
 
@@ -123,9 +124,12 @@ class Worker:
         most = self._runners * _MOST_PER_RUNNER
         self._consumer = queue.consumer(self._config.channel, max_in_flight=3 * most, visibility=_VISIBILITY_S)
         self._sweeps = Sweeps(self, env)
+        self._registry = Registry(self, self._config, self._tenure.lease)
         self._watch: Watch | None = None
         await self.pool.start()
         await self._follow()
+        # Who waits for this worker to be ready may ask for it right away.
+        await self._registry.settle()
         loop.add_reader(self._consumer.fileno(), self._pump_soon)
         timers = [
             asyncio.create_task(self._every(self._config.lease_s / 5, self._tenure.renew)),
@@ -134,6 +138,7 @@ class Worker:
             asyncio.create_task(self._every(_POLL_S, self._follow)),
             asyncio.create_task(self._poll_queue()),
             asyncio.create_task(self._sweeps.run()),
+            asyncio.create_task(self._registry.run()),
         ]
         log.info("worker %s is ready: %d runners, workflows: %s", self.name, self._runners, ", ".join(self._workflows))
         on_ready()
@@ -173,10 +178,10 @@ class Worker:
     async def _open_watch(self) -> None:
         """Follows nothing but the workflows that are this worker's to serve."""
         wanted = self._config.workflow_names
-        prefixes = [*map(keys.current, wanted), *(keys.live(name, "") for name in wanted)]
+        prefixes = [*catalog.watched(wanted), *(map(keys.lives, wanted) if wanted else [keys.LIVE])]
         store = self.platform.store
         after = await self.calls.make(store.revision)
-        self._watch = await self.calls.make(store.watch, prefixes or [keys.CURRENT, keys.LIVE], after)
+        self._watch = await self.calls.make(store.watch, prefixes, after)
         self._loop.add_reader(self._watch.fileno(), self._watched)
 
     def _watched(self) -> None:
@@ -191,7 +196,7 @@ class Worker:
             return
         are_new = False
         for event in events:
-            if event.key.startswith(keys.CURRENT):
+            if catalog.changed(event.key) is not None:
                 are_new = True
             elif event.value is None:
                 workflow, _, request_id = event.key.removeprefix(keys.LIVE).partition("/")
@@ -206,21 +211,16 @@ class Worker:
             log.warning("new workflows cannot be followed yet: %s", error)
 
     async def _find_workflows(self) -> None:
-        workflows = await self.calls.make(self._existing_workflows)
+        store, wanted = self.platform.store, self._config.workflow_names
+        workflows = tuple(await self.calls.make(catalog.workflow_names, store, wanted))
         if workflows != self._workflows:
             capabilities = self._config.system_capabilities
             directions = ("map", "reduce")
             self._consumer.subscribe([topic(w, d, c) for w in workflows for d in directions for c in capabilities])
             self._sweeps.over(workflows)
+            self._registry.over(workflows)
             self._workflows = workflows
             self._pump_soon()
-
-    def _existing_workflows(self) -> tuple[str, ...]:
-        store, wanted = self.platform.store, self._config.workflow_names
-        if not wanted:
-            return tuple(catalog.workflow_names(store))
-        entries = store.get([keys.current(name) for name in wanted])
-        return tuple(sorted(name for name, entry in zip(wanted, entries, strict=True) if entry is not None))
 
     def _ended(self, workflow: str, request_id: str) -> None:
         for job in self._jobs:
@@ -377,6 +377,7 @@ class Worker:
         for timer in others:
             timer.cancel()
         self._give_back_backlog()
+        await self._registry.leave()
         await self._wait_for_jobs(_DRAIN_S)
         for job in self._jobs:
             if job.task is not None:
