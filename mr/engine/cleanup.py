@@ -6,7 +6,7 @@ from mr.engine import transitions as t
 from mr.engine.ops import Commit, Env, Flow, Get, List, Read, RemoveFiles
 from mr.model import keys
 from mr.model.entities import Request
-from mr.model.records import Expiry, Mark
+from mr.model.records import Mark
 
 _PAGE = 100
 """Keys deleted in one transaction; etcd refuses more than 128 operations."""
@@ -18,14 +18,12 @@ def cleanup(env: Env, workflow: str, request_id: str) -> Flow[bool]:
     Answers whether it is gone.
     """
     request: Read[Request]
-    expiry: Read[Expiry]
-    request, expiry = yield Get(
-        ((keys.request(workflow, request_id), Request), (keys.expire(workflow, request_id), Expiry))
-    )
-    if expiry.record is None:
-        return request.record is None
-    if request.record is not None and request.record.state != "expiring":
-        if not request.record.is_done or expiry.record.at > env.clock():
+    [request] = yield Get(((keys.request(workflow, request_id), Request),))
+    record = request.record
+    if record is None:
+        return True
+    if record.state != "expiring":
+        if not record.is_done or record.expires_timestamp is None or record.expires_timestamp > env.clock():
             return False
         outstanding = yield List(f"{keys.deliveries(workflow)}{request_id}/", Mark, limit=1)
         if outstanding:
@@ -41,5 +39,5 @@ def cleanup(env: Env, workflow: str, request_id: str) -> Flow[bool]:
             yield Commit(t.cleanup_page([read.key for read in page]))
     yield Commit(t.cleanup_page([keys.result(workflow, request_id)]))
     yield RemoveFiles(workflow, request_id)
-    yield Commit(t.end_cleanup(workflow, request_id))
+    yield Commit(t.end_cleanup(record))
     return True

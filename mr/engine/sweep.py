@@ -18,7 +18,7 @@ from mr.engine.transitions import Scene
 from mr.errors import StoreUnavailable
 from mr.model import ids, keys
 from mr.model.entities import Invocation, Record, Request
-from mr.model.records import Expiry, Idempotency, Mark, Owner, Seal
+from mr.model.records import Idempotency, Mark, Owner, Seal
 
 _ENDED = ("done", "failed")
 
@@ -203,15 +203,26 @@ class Sweep:
             yield from self._guarded(request_id, self._deliver(delivery, request_id))
         if now >= memory.next_expiry:
             memory.next_expiry = now + min(10.0, env.settings.resend_first_s)
-            for read in (yield from self._all(keys.expiries(self._workflow), Expiry)):
-                if read.record is not None and read.record.at <= now:
-                    request_id = read.key.rpartition("/")[2]
-                    yield from self._guarded(request_id, cleanup(env, self._workflow, request_id))
+            yield from self._expired(now)
         if now >= memory.next_reaping:
             memory.next_reaping = now + env.settings.resend_last_s
             for read in (yield from self._all(keys.idempotencies(self._workflow), Idempotency)):
                 if read.record is not None and read.record.expires_timestamp <= now:
                     yield Commit(t.reap(read))
+
+    def _expired(self, now: float) -> Flow[None]:
+        """Removes what is due: those keys stand in that order, so that no more of them is read."""
+        after = ""
+        while True:
+            page = yield List(keys.expiries(self._workflow), None, after, self._env.settings.page)
+            for read in page:
+                if keys.due_of(read.key) > now:
+                    return
+                request_id = read.key.rpartition("/")[2]
+                yield from self._guarded(request_id, cleanup(self._env, self._workflow, request_id))
+            if not page:
+                return
+            after = page[-1].key
 
     def _deliver(self, delivery: Read[Mark], request_id: str) -> Flow[None]:
         if (yield Deliver(self._workflow, request_id)):

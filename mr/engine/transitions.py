@@ -15,7 +15,7 @@ from mr.engine.ops import Change, Read, Write
 from mr.kv.base import Compare
 from mr.model import ids, keys
 from mr.model.entities import Failure, Invocation, Request, RequestState, Step
-from mr.model.records import Dataset, Done, Expiry, FailedChild, Idempotency, Manifest, Mark, Owner, Seal, Session
+from mr.model.records import Dataset, Done, FailedChild, Idempotency, Manifest, Mark, Owner, Seal, Session
 
 MARK = Mark()
 
@@ -330,7 +330,7 @@ def _end(request: Request, state: RequestState, now: float, failed: str | None =
     )
     writes = [Write(keys.request(workflow, request_id), ended)]
     if expires is not None:
-        writes.append(Write(keys.expire(workflow, request_id), Expiry(at=expires)))
+        writes.append(Write(keys.expire(workflow, expires, request_id), MARK))
     if request.deliver:
         writes.append(Write(keys.delivery(workflow, request_id, request.epoch), MARK))
     return writes, keys.live(workflow, request_id)
@@ -518,9 +518,13 @@ def cleanup_page(page: list[str]) -> Change:
     return Change("cleanup-page", (), (), tuple(page))
 
 
-def end_cleanup(workflow: str, request_id: str) -> Change:
+def end_cleanup(request: Request) -> Change:
     """The request and its expiry go last, so that a cleanup that was cut short is found and resumed."""
-    return Change("cleanup-last", (), (), (keys.request(workflow, request_id), keys.expire(workflow, request_id)))
+    workflow, request_id = request.workflow_name, request.request_id
+    deletes = [keys.request(workflow, request_id)]
+    if request.expires_timestamp is not None:
+        deletes.append(keys.expire(workflow, request.expires_timestamp, request_id))
+    return Change("cleanup-last", (), (), tuple(deletes))
 
 
 def _is_shielded(seal_of_parent: Read[Seal] | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 
@@ -120,9 +121,17 @@ def expiries(workflow_name: str) -> str:
     return f"expire/{workflow_name}/"
 
 
-def expire(workflow_name: str, request_id: str) -> str:
-    """Exists from the end of a request until everything of it is removed."""
-    return f"expire/{workflow_name}/{request_id}"
+def expire(workflow_name: str, at: float, request_id: str) -> str:
+    """Exists from the end of a request until everything of it is removed. In order of when that is due.
+
+    ``at``: seconds since 1970.
+    """
+    return f"{expiries(workflow_name)}{math.ceil(at):012d}/{request_id}"
+
+
+def due_of(expire_key: str) -> int:
+    """When the request of such a key is due, in seconds since 1970."""
+    return int(expire_key.split("/")[2])
 
 
 def deliveries(workflow_name: str) -> str:
@@ -159,6 +168,14 @@ def workers(workflow_name: str) -> str:
 def worker(workflow_name: str, worker_name: str) -> str:
     """Exists, under the worker's lease, while that worker serves the workflow."""
     return f"{WORKERS}{workflow_name}/{worker_name}"
+
+
+TOKENS = "token/"
+"""Prefix of all API tokens."""
+
+
+def token(token_id: str) -> str:
+    return f"{TOKENS}{token_id}"
 
 
 OF_A_REQUEST = ("entities/invocation", "own", "seal", "chunk", "count", "failed", "done", "dataset", "session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Literal
 
 import msgspec
 
@@ -11,10 +12,6 @@ from mr.model.entities import Job, Record, Step, encode
 
 class Mark(Record, frozen=True, kw_only=True):
     """A key whose being there, or whose version, is all that it says."""
-
-
-class Expiry(Record, frozen=True, kw_only=True):
-    at: float
 
 
 class Owner(Record, frozen=True, kw_only=True):
@@ -80,6 +77,21 @@ class Idempotency(Record, frozen=True, kw_only=True):
     request_id: str
     body_digest: str
     expires_timestamp: float
+
+
+Scope = Literal["submit", "read", "admin"]
+
+
+class Token(Record, frozen=True, kw_only=True):
+    """An API token, without what only its holder knows. No ``workflow_names``: all workflows."""
+
+    token_id: str
+    description: str
+    secret_sha256: str
+    scopes: list[Scope]
+    workflow_names: list[str]
+    created_timestamp: float
+    expires_timestamp: float | None
 
 
 class Current(Record, frozen=True, kw_only=True):

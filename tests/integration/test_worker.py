@@ -6,12 +6,14 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
 from mr.engine.shell import topic
 from mr.kv.base import Put, Txn
 from mr.model import keys
+from mr.model.entities import encode
 from mr.queue.base import Message
 from tests.integration.worker_harness import Bench, bench, processes_of, until
 
@@ -67,8 +69,8 @@ FILES = {"jobs.yaml": JOBS, "one.py": ONE, "fan.py": FAN, "leaf.py": LEAF, "add.
 
 
 @pytest.fixture
-def platform(tmp_path: Path) -> Iterator[Bench]:
-    with bench(tmp_path) as made:
+def platform(tmp_path: Path, backing: dict[str, str]) -> Iterator[Bench]:
+    with bench(tmp_path, **backing) as made:
         made.apply(FILES)
         yield made
 
@@ -338,10 +340,11 @@ def test_an_ended_request_is_removed_after_its_retention_with_all_that_belongs_t
     platform.worker()
     request_id = platform.submit("fan", count=30)
     platform.wait(request_id)
-    expiry = keys.expire("w", request_id)
-    [entry] = platform.store.get([expiry])
-    assert entry is not None
-    platform.store.commit([Txn(puts=(Put(expiry, b'{"at": 0}'),))])
+    ended = platform.request(request_id)
+    assert ended.expires_timestamp is not None
+    past = Put(keys.request("w", request_id), encode(msgspec.structs.replace(ended, expires_timestamp=1.0)))
+    due = keys.expire("w", ended.expires_timestamp, request_id)
+    platform.store.commit([Txn(puts=(past, Put(keys.expire("w", 1.0, request_id), b"{}")), deletes=(due,))])
     until(lambda: platform.store.get([keys.request("w", request_id)]) == [None], 30, platform.log)
     assert [one.key for one in platform.store.list("") if request_id in one.key] == []
 

@@ -42,7 +42,7 @@ def _no_resume(env: Any, workflow: str, request_id: str) -> Any:
 
 
 def _request_first(workflow: str, request_id: str) -> list[str]:
-    return [keys.request(workflow, request_id), keys.expire(workflow, request_id), *_of_request(workflow, request_id)]
+    return [keys.request(workflow, request_id), *_of_request(workflow, request_id)]
 
 
 def _any_child(sight: Any) -> Any:

@@ -834,11 +834,9 @@ class World:
         while quiet <= 3:
             self.step()
             if self.now > limit:
-                states = [
-                    self.store[keys.request(WORKFLOW, one)].record.state
-                    for one in self.submitted
-                    if one not in self.cleaned
-                ]
+                not_cleaned = [one for one in self.submitted if one not in self.cleaned]
+                left = (self.store.get(keys.request(WORKFLOW, one)) for one in not_cleaned)
+                states = ["gone" if stored is None else stored.record.state for stored in left]
                 raise Violation(f"something hangs: {states}")
             if self.now % 50 == 0 and self._is_over():
                 quiet += 1
