@@ -52,8 +52,8 @@ def wait_until(condition: Callable[[], bool], what: str, timeout: float = START_
 class Port:
     """A loopback port that is free, and stays so for a server that is down for a while.
 
-    It lies below the ports that the system gives to clients, and a UDP socket of the same number, held as long as this
-    object, keeps others who choose in this way from it.
+    It lies below the ports that the system gives to clients, and a UDP socket of the same number, held as long as there
+    is this object, keeps others who choose in this way from it.
     """
 
     def __init__(self) -> None:
@@ -68,9 +68,13 @@ class Port:
             except OSError:
                 held.close()
                 continue
-            self.number, self._held = number, held
+            self.number, self._held = number, held.detach()
             return
         raise ServerFailed("no free port was found on 127.0.0.1")
+
+    def __del__(self) -> None:
+        if hasattr(self, "_held"):
+            os.close(self._held)
 
     @property
     def address(self) -> str:
