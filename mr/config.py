@@ -32,6 +32,9 @@ CHANNEL = re.compile(r"[.A-Za-z0-9_-]{1,64}")
 UNIX_PATH_BYTES = 107
 """What ``sockaddr_un`` has room for on Linux, less the closing zero."""
 
+UNIX_PEER = "unix"
+"""Stands among trusted proxies for whoever is connected through a Unix socket."""
+
 
 class Bind(NamedTuple):
     """Where the front end listens: a host and a port (0: any that is free), or the path of a Unix socket."""
@@ -147,6 +150,23 @@ def read_tokens(text: str) -> tuple[str, ...]:
     return parts
 
 
+def read_proxies(text: str) -> tuple[str, ...]:
+    if text == "none":
+        return ()
+    parts = comma_separated(text)
+    for part in parts:
+        if part == UNIX_PEER:
+            continue
+        try:
+            ipaddress.ip_network(part)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; give addresses, networks as in 10.0.0.0/8, and {UNIX_PEER} for a Unix socket's peer, "
+                "separated by commas, or none"
+            ) from None
+    return parts
+
+
 def read_kv_url(text: str) -> str:
     return checked_url(text, ("etcd", "etcds"), "etcd://HOST:2379, etcds://… or sqlite:///PATH")
 
@@ -225,6 +245,8 @@ class Config:
     # who may ask
     allow_anonymous: bool = field(default=False, metadata=by(read_yes_or_no))
     api_tokens: tuple[str, ...] = field(default=(), metadata=by(read_tokens, secret=True))
+    trusted_proxies: tuple[str, ...] = field(default=(UNIX_PEER,), metadata=by(read_proxies))
+    """Whose word is taken for who the client is: addresses, networks, and ``unix``."""
 
     # what a handler may use
     sandbox: Sandbox = field(default="process", metadata=by(read_sandbox))
@@ -300,15 +322,16 @@ class Config:
                 f"MR_KV_URL and MR_QUEUE_URL both name {self.kv_path}. Give each a file of its own.", "MR_QUEUE_URL"
             )
 
-    def check_exposure(self) -> None:
-        """What a front end asks before it listens.
+    def check_exposure(self, has_stored_tokens: Callable[[], bool] = lambda: False) -> None:
+        """What a front end asks before it listens. ``has_stored_tokens`` is asked only where it matters.
 
-        :raises InvalidConfig: others than this machine could reach it, and it would let in everyone.
+        :raises InvalidConfig: others than this machine could reach it, and there is nothing to let them in by.
         """
-        if not (self.bind.is_local or self.api_tokens or self.allow_anonymous):
+        if not (self.bind.is_local or self.api_tokens or self.allow_anonymous or has_stored_tokens()):
             raise InvalidConfig(
-                f"MR_BIND is '{self.bind}', which other machines can reach, and there are no API tokens. Set "
-                "MR_API_TOKENS, bind to 127.0.0.1, or set MR_ALLOW_ANONYMOUS=1 to let in everyone.",
+                f"MR_BIND is '{self.bind}', which other machines can reach, and there are no API tokens. Make one with "
+                "`jobx token create`, set MR_API_TOKENS, bind to 127.0.0.1, or set MR_ALLOW_ANONYMOUS=1 to let in "
+                "everyone.",
                 "MR_BIND",
             )
 

@@ -98,6 +98,10 @@ class InvocationNotFound(NotFound):
     slug = "invocation-not-found"
 
 
+class TokenNotFound(NotFound):
+    slug = "token-not-found"
+
+
 class Conflict(JobxError):
     """What is stored does not allow the change."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from mr import __version__
-from mr.cli import dev, directories, programs, requests
+from mr.cli import dev, directories, programs, requests, tokens, workers
 from mr.cli.edge import Group
 
 
@@ -21,11 +21,12 @@ def main() -> None:
 
 for command in (
     dev.dev,
-    programs.worker,
+    workers.group,
     programs.server,
     directories.apply,
     directories.diff,
     requests.group,
+    tokens.group,
     programs.show_config,
 ):
     main.add_command(command)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import logging
 import os
 import secrets
@@ -14,9 +13,11 @@ import msgspec
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
-from mr.errors import JobxError
+from mr.errors import JobxError, WorkflowNotFound
+from mr.web.access import ANYONE, Access, Caller, Need
 from mr.web.front import Front
-from mr.web.problems import ForeignOrigin, HandlerFailed, Unauthorized, document, facts_of, header_text
+from mr.web.problems import ForeignOrigin, HandlerFailed, document, facts_of, header_text
+from mr.web.proxies import Proxies, check_forwarded
 from mr.web.views import Views, url_of
 
 log = logging.getLogger(__name__)
@@ -26,23 +27,20 @@ PROBLEM = "application/problem+json"
 FRONT = "jobx"
 """Under this name the application's ``extensions`` have its front end."""
 
-_OPEN_PATHS = ("/healthz", "/readyz")
-"""What those who have no token may ask: a load balancer has none."""
-
 
 def create_app(front: Front) -> Flask:
     """The application over a started front end."""
     # static_folder would serve files; there are none to serve.
     app = Flask("mr.web", static_folder=None)
-    Views(front).register(app)
+    needs = Views(front).register(app)
     fulfilled_by = f"{socket.gethostname()}:{os.getpid()}"
     app.extensions[FRONT] = front
-    tokens = [token.encode() for token in front.config.api_tokens]
+    app.wsgi_app = Proxies(app.wsgi_app, front.config.trusted_proxies)  # type: ignore[method-assign]
 
     @app.before_request
     def guard() -> None:
-        if tokens and request.path not in _OPEN_PATHS:
-            check_token(tokens)
+        check_forwarded(request.environ)
+        check_caller(front.access, needs)
         if request.method not in ("GET", "HEAD", "OPTIONS"):
             check_origin()
 
@@ -57,15 +55,18 @@ def create_app(front: Front) -> Flask:
     return app
 
 
-def check_token(tokens: list[bytes]) -> None:
+def check_caller(access: Access, needs: Mapping[str, Need]) -> None:
+    """Finds out who asks, for the views, and whether that one may. ``needs`` has what each endpoint takes.
+
+    :raises Unauthorized, Forbidden: that one may not.
+    :raises StoreUnavailable: that cannot be told now.
     """
-    :raises Unauthorized: the request has none of these.
-    """
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    # All of them are compared, so that the time taken says nothing.
-    matches = [hmac.compare_digest(given.strip().encode("utf-8", "replace"), token) for token in tokens]
-    if scheme.lower() != "bearer" or not any(matches):
-        raise Unauthorized("Give one of the server's API tokens, as in 'Authorization: Bearer TOKEN'.")
+    # A URL at which there is nothing says so to those who could use others.
+    need = Need.TOKEN if request.endpoint is None else needs.get(request.endpoint)
+    g.need, g.caller = need, ANYONE
+    if need is not Need.NOTHING:
+        g.caller = access.caller(request.headers.get("Authorization", ""), request.remote_addr or "")
+        g.caller.check(need, (request.view_args or {}).get("workflow"))
 
 
 def check_origin() -> None:
@@ -92,7 +93,7 @@ def answer_error(error: Exception) -> Response:
 def answer_jobx_error(error: JobxError) -> Response:
     if error.status >= 500 and not isinstance(error, HandlerFailed):
         log.warning("Answered %s: %s method=%s path=%s", error.status, error, request.method, request.path)
-    response = problem(error.slug, error.status, str(error), facts_of(error))
+    response = problem(error.slug, error.status, detail_of(error), facts_of(error))
     if request_id := getattr(error, "request_id", None):
         g.request_id = request_id
     if error.status == 401:
@@ -105,6 +106,15 @@ def answer_jobx_error(error: JobxError) -> Response:
         response.headers["X-MR-EXCEPTION-TYPE"] = header_text(error.exception_type)
         response.headers["X-MR-EXCEPTION-MESSAGE"] = header_text(error.exception_message)
     return response
+
+
+def detail_of(error: JobxError) -> str:
+    """What an error says, without what is not for whoever asks."""
+    caller: Caller | None = g.get("caller")
+    if isinstance(error, WorkflowNotFound) and caller is not None and not caller.sees_all_workflows:
+        # Its hint names those that there are.
+        return str(WorkflowNotFound(error.kind, error.name))
+    return str(error)
 
 
 def answer_http_exception(error: HTTPException) -> Response:

@@ -6,6 +6,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from mr.config import Config
@@ -25,6 +26,7 @@ from mr.model import ids, keys, pairs
 from mr.model.entities import Failure, Invocation, Job, Request, decode
 from mr.model.records import Dataset, Done
 from mr.web import posts, results
+from mr.web.access import Access
 from mr.web.catalogs import Catalogs
 from mr.web.following import Ends, Follower
 from mr.web.parameters import check_arguments
@@ -76,10 +78,14 @@ class Front:
         self._shell = Shell(platform)
         self._catalogs = Catalogs(platform.store, config.workflow_names)
         self._ends = Ends(platform.store, config.workflow_names)
-        self._follower = Follower(platform.store, [self._catalogs, self._ends])
+        self.access = Access(platform.store, config)
+        self._follower = Follower(platform.store, [self._catalogs, self._ends, self.access])
         self.is_draining = False
 
     def start(self) -> None:
+        # Before anybody asks; where the store is away, the follower does it when it is back.
+        with suppress(StoreUnavailable):
+            self.access.check()
         self._follower.start()
 
     def drain(self) -> None:

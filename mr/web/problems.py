@@ -11,15 +11,35 @@ from mr.model.entities import Failure
 
 MAX_HEADER_CHARS = 1024
 
-_FACTS = ("parameter", "limit", "request_id", "invocation_id", "exception_type", "exception_message", "unreachable")
+_FACTS = (
+    "parameter",
+    "scope",
+    "limit",
+    "request_id",
+    "invocation_id",
+    "exception_type",
+    "exception_message",
+    "unreachable",
+)
 """Attributes of errors that a problem shows."""
 
 
 class Unauthorized(JobxError):
-    """There are API tokens, and the request has none of them."""
+    """The request takes an API token, and has none that is good."""
 
     slug = "unauthorized"
     status = 401
+
+
+class Forbidden(JobxError):
+    """The request's API token is good, but not for this; ``scope`` is the one that it lacks, if that is it."""
+
+    slug = "forbidden"
+    status = 403
+
+    def __init__(self, message: str, scope: str | None = None) -> None:
+        super().__init__(message)
+        self.scope = scope
 
 
 class ForeignOrigin(JobxError):

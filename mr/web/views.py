@@ -20,6 +20,7 @@ from mr.trace.tree import Tree
 from mr.trace.tree import as_json as tree_as_json
 from mr.trace.tree import load as load_tree
 from mr.web import pages
+from mr.web.access import TOKEN_ID, Caller, Need
 from mr.web.aside import aside
 from mr.web.front import Front, Status
 from mr.web.problems import WaitedTooLong
@@ -37,7 +38,6 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 PAGE_CHARS = 110
 
 _TRUTHS = {"true": True, "1": True, "false": False, "0": False}
-_LOCAL_PEERS = ("", "127.0.0.1", "::1")
 
 
 class Views:
@@ -46,20 +46,22 @@ class Views:
     def __init__(self, front: Front) -> None:
         self._front = front
 
-    def register(self, app: Flask) -> None:
-        rules: list[tuple[str, str, Callable[..., Response]]] = [
-            ("/", "GET", self.home),
-            ("/healthz", "GET", self.healthz),
-            ("/readyz", "GET", self.readyz),
-            ("/job/<workflow>/<job>", "POST", self.post),
-            ("/request/<workflow>/<request_id>", "GET", self.show),
-            ("/request/<workflow>/<request_id>", "DELETE", self.cancel),
-            ("/request/<workflow>/<request_id>/result", "GET", self.result),
-            ("/request/<workflow>/<request_id>/tree", "GET", self.tree),
-            ("/request/<workflow>/<request_id>/graph.<any(svg, png, dot):form>", "GET", self.graph),
+    def register(self, app: Flask) -> dict[str, Need]:
+        """What each endpoint takes; one that has nothing here is refused to everybody."""
+        rules: list[tuple[str, str, Need, Callable[..., Response]]] = [
+            ("/", "GET", Need.TOKEN, self.home),
+            ("/healthz", "GET", Need.NOTHING, self.healthz),
+            ("/readyz", "GET", Need.NOTHING, self.readyz),
+            ("/job/<workflow>/<job>", "POST", Need.SUBMIT, self.post),
+            ("/request/<workflow>/<request_id>", "GET", Need.SEE, self.show),
+            ("/request/<workflow>/<request_id>", "DELETE", Need.STEER, self.cancel),
+            ("/request/<workflow>/<request_id>/result", "GET", Need.SEE, self.result),
+            ("/request/<workflow>/<request_id>/tree", "GET", Need.SEE, self.tree),
+            ("/request/<workflow>/<request_id>/graph.<any(svg, png, dot):form>", "GET", Need.SEE, self.graph),
         ]
-        for rule, method, view in rules:
+        for rule, method, _, view in rules:
             app.add_url_rule(rule, f"{method} {rule}", view, methods=[method])
+        return {f"{method} {rule}": need for rule, method, need, _ in rules}
 
     # --- jobs -------------------------------------------------------------------------------------------------------
 
@@ -75,7 +77,7 @@ class Views:
             wait_s=wait_s if is_blocking else 0.0,
             is_blocking=is_blocking,
             idempotency_key=request.headers.get("Idempotency-Key"),
-            context={"requester_ip": requester_ip()},
+            context=context_of(g.caller),
         )
         g.request_id = submitted.request_id
         if is_blocking and submitted.ended is not None:
@@ -95,6 +97,7 @@ class Views:
         if ids.is_request_id(workflow, request_id):
             g.request_id = request_id
         found = self._front.request(workflow, request_id)
+        g.caller.check_request(g.need, found)
         g.request_id = found.request_id
         return found
 
@@ -282,10 +285,7 @@ def read_seconds(name: str, text: str) -> float:
     return seconds
 
 
-def requester_ip() -> str:
-    """Who asked: the peer, or, where that is a proxy of this machine, whom the proxy names."""
-    peer = request.remote_addr or ""
-    forwarded = request.headers.get("X-Forwarded-For", "")
-    if peer in _LOCAL_PEERS and forwarded:
-        return forwarded.rpartition(",")[2].strip()[:64]
-    return peer
+def context_of(caller: Caller) -> dict[str, str]:
+    """Who asked, for the record of the request."""
+    context = {"requester_ip": request.remote_addr or ""}
+    return context if caller.token_id is None else {**context, TOKEN_ID: caller.token_id}
