@@ -51,9 +51,10 @@ def workflows_of(opened: Store, workflow: str | None) -> list[str]:
 
     :raises WorkflowNotFound: there is none of that name.
     """
+    served = config().workflow_names
     if workflow is None:
-        return catalog.workflow_names(opened)
-    catalog.read(opened, workflow)
+        return catalog.workflow_names(opened, served)
+    catalog.read(opened, workflow, served)
     return [workflow]
 
 
@@ -162,6 +163,18 @@ def show_tree(request: Request, opened: Store, *, as_json: bool, is_flat: bool) 
         click.echo(text.render(found, console.width, is_colored=console.color_system is not None), nl=False, color=True)
     else:
         click.echo(text.render(found), nl=False)
+    _tell_waiting(opened, request)
+
+
+def _tell_waiting(opened: Store, request: Request) -> None:
+    """Says on standard error what keeps the request, where that is a capability that nobody has."""
+    if request.is_done:
+        return
+    from mr.web import waiting
+
+    manifest = catalog.read_manifest(opened, request.workflow_name, request.manifest)
+    if lacks := waiting.waited_for(opened, request, manifest):
+        say(waiting.sentence(request.workflow_name, lacks))
 
 
 @click.group("request", cls=Group, example="$ jobx request list words --state failed\n$ jobx request tree last")
@@ -183,8 +196,10 @@ def list_all(workflow: str | None, states: tuple[str, ...], limit: int, as_json:
 @_where
 def get(where: tuple[str, ...]) -> None:
     """Print a request as JSON; `last` is the newest."""
-    request = _find_where(store(), where)
+    opened = store()
+    request = _find_where(opened, where)
     output.entity("request", request.request_id, request)
+    _tell_waiting(opened, request)
 
 
 @group.command("tree", example="$ jobx request tree last")
@@ -233,8 +248,10 @@ def classic_list(workflow: str, states: tuple[str, ...], limit: int, as_json: bo
 @click.argument("request_id")
 def classic_get(workflow: str, request_id: str) -> None:
     """Print a request as JSON; `last` is the newest of the workflow."""
-    request = find(store(), workflow, request_id)
+    opened = store()
+    request = find(opened, workflow, request_id)
     output.entity("request", request.request_id, request)
+    _tell_waiting(opened, request)
 
 
 @click.command("cancel", cls=Command, example="$ mr_kv_request_cancel words last")

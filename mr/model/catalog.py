@@ -173,11 +173,16 @@ def read(store: Store, workflow_name: str, served: Sequence[str] = ()) -> Snapsh
         known = workflow_names(store, served)
         raise WorkflowNotFound("workflow", workflow_name, _known(dict.fromkeys(known)))
     version = decode(Current, entry.key, entry.value).manifest
+    return Snapshot(read_manifest(store, workflow_name, version), version, entry.modified)
+
+
+def read_manifest(store: Store, workflow_name: str, version: str) -> Manifest:
+    """A manifest by its name, in force or not."""
     key = keys.manifest(workflow_name, version)
     [stored] = store.get([key])
     if stored is None:
-        raise CorruptRecord(key, "the manifest in force is missing")
-    return Snapshot(decode(Manifest, key, stored.value), version, entry.modified)
+        raise CorruptRecord(key, "a manifest that something refers to is missing")
+    return decode(Manifest, key, stored.value)
 
 
 def read_handlers(store: Store, manifest: Manifest) -> dict[str, Handler]:

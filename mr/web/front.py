@@ -25,7 +25,7 @@ from mr.errors import (
 from mr.model import ids, keys, pairs
 from mr.model.entities import Failure, Invocation, Job, Request, decode
 from mr.model.records import Dataset, Done
-from mr.web import posts, results
+from mr.web import posts, results, waiting
 from mr.web.access import Access
 from mr.web.catalogs import Catalogs
 from mr.web.following import Ends, Follower
@@ -64,6 +64,8 @@ class Status(NamedTuple):
     progress: Progress | None
     failure: Failure | None
     """Why it failed, where it did."""
+    waiting_for: list[waiting.Lack]
+    """What it needs that no live worker offers."""
 
 
 class Front:
@@ -211,7 +213,13 @@ class Front:
         return None if entry is None else decode(Request, entry.key, entry.value)
 
     def status(self, request: Request) -> Status:
-        return Status(request, self._progress(request), self._failure(request))
+        return Status(request, self._progress(request), self._failure(request), self._waiting_for(request))
+
+    def _waiting_for(self, request: Request) -> list[waiting.Lack]:
+        if request.is_done:
+            return []
+        manifest = self.platform.manifest(request.workflow_name, request.manifest)
+        return waiting.waited_for(self.platform.store, request, manifest)
 
     def _progress(self, request: Request) -> Progress | None:
         workflow, request_id, root_id = request.workflow_name, request.request_id, request.invocation_id

@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment
 
 from mr.web.front import Status
+from mr.web.waiting import sentence
 
 _PAGE = """\
 <!doctype html>
@@ -23,6 +24,7 @@ h1 { font-size: 1.3rem; } h2 { font-size: 1.05rem; margin-top: 2rem; }
 th { text-align: left; font-weight: normal; color: #666; padding-right: 2rem; vertical-align: top; }
 pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: 13px; line-height: 1.35; }
 .state { padding: .1rem .5rem; border-radius: .3rem; color: #fff; background: #666; }
+.waiting { border-left: .3rem solid #b7791f; padding: .3rem .8rem; background: #fdf6e3; }
 .done { background: #1a7f37; } .failed { background: #c0392b; } .running { background: #2468b3; }
 </style>
 </head>
@@ -32,6 +34,9 @@ pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: 13px; li
 <table>
 {% for name, value in facts %}<tr><th>{{ name }}</th><td>{{ value }}</td></tr>
 {% endfor %}</table>
+{% if waiting %}
+<p class="waiting">{{ waiting }}</p>
+{% endif %}
 {% if failure %}
 <h2>{{ failure.exception_type }} in {{ failure.handler_name or "a handler" }}</h2>
 <pre>{{ failure.traceback or failure.exception_message }}</pre>
@@ -49,7 +54,12 @@ _template = Environment(autoescape=True, trim_blocks=True).from_string(_PAGE)
 def render(status: Status, tree: str, links: dict[str, str]) -> str:
     """``tree`` is text, ``links`` are URLs by what to call them."""
     return _template.render(
-        request=status.request, facts=list(_facts(status)), failure=status.failure, tree=tree, links=links
+        request=status.request,
+        facts=list(_facts(status)),
+        waiting=sentence(status.request.workflow_name, status.waiting_for),
+        failure=status.failure,
+        tree=tree,
+        links=links,
     )
 
 

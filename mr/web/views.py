@@ -19,7 +19,7 @@ from mr.trace.text import render as render_tree
 from mr.trace.tree import Tree
 from mr.trace.tree import as_json as tree_as_json
 from mr.trace.tree import load as load_tree
-from mr.web import pages
+from mr.web import pages, waiting
 from mr.web.access import TOKEN_ID, Caller, Need
 from mr.web.aside import aside
 from mr.web.front import Front, Status
@@ -204,10 +204,13 @@ def running(workflow: str, request_id: str) -> Response:
 
 
 def status_document(status: Status) -> dict[str, Any]:
-    """The request as it is stored, with how far it is, why it failed, and where to go from here."""
+    """The request as it is stored, with how far it is, what it waits for that nobody can do, why it failed, and where
+    to go from here."""
     found = status.request
     document: dict[str, Any] = msgspec.to_builtins(found)
     document["progress"] = None if status.progress is None else status.progress._asdict()
+    document["waiting_for"] = [lack._asdict() for lack in status.waiting_for]
+    document["detail"] = waiting.sentence(found.workflow_name, status.waiting_for) or None
     document["error"] = None if status.failure is None else msgspec.to_builtins(status.failure)
     url = url_of(found.workflow_name, found.request_id)
     document["url"] = url
