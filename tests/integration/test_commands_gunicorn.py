@@ -275,7 +275,7 @@ def test_when_it_stops_nobody_is_let_in_to_wait_for_nothing(start: Start) -> Non
     wait_for(lambda: not dev.path.exists(), "the path has gone")
     with socket.socket(socket.AF_UNIX) as client, pytest.raises(FileNotFoundError):
         client.connect(str(dev.path))
-    assert dev.process.poll() is None, "the handler is let finish"
+    assert dev.child("mr.cli.programs").is_running(), "the handler is let finish"
     assert dev.process.wait(DEADLINE_S) == 0
 
 
