@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mr.config import Config
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -20,3 +22,13 @@ class Limits:
     open_files: int = 1024
     processes: int = 64
     output_bytes: int = 1024 * 1024
+
+    @classmethod
+    def of(cls, config: Config) -> Limits:
+        return cls(
+            memory_bytes=config.runner_memory_bytes,
+            wall_s=config.runner_wall_s,
+            open_files=config.runner_open_files,
+            processes=config.runner_processes,
+            output_bytes=config.runner_output_bytes,
+        )

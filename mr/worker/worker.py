@@ -56,14 +56,15 @@ def worker_name() -> str:
     return f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(2)}"
 
 
-def _limits(config: Config) -> Limits:
-    return Limits(
-        memory_bytes=config.runner_memory_bytes,
-        wall_s=config.runner_wall_s,
-        open_files=config.runner_open_files,
-        processes=config.runner_processes,
-        output_bytes=config.runner_output_bytes,
-    )
+def check_sandbox(config: Config) -> None:
+    """
+    :raises InvalidConfig: handlers cannot be confined here as the configuration asks.
+    """
+    if config.sandbox != "process":
+        raise InvalidConfig(
+            f"This worker cannot run handlers {config.sandbox}. Set MR_SANDBOX=process, or leave it out.",
+            "MR_SANDBOX",
+        )
 
 
 class Worker:
@@ -73,11 +74,7 @@ class Worker:
     """
 
     def __init__(self, config: Config, platform: Platform) -> None:
-        if config.sandbox != "process":
-            raise InvalidConfig(
-                f"This worker cannot run handlers {config.sandbox}. Set MR_SANDBOX=process, or leave it out.",
-                "MR_SANDBOX",
-            )
+        check_sandbox(config)
         self.name = worker_name()
         self.platform = platform
         self.is_stopping = False
@@ -114,7 +111,7 @@ class Worker:
         loop, store = self._loop, self.platform.store
         env = self._env = Env.of(self._config, self.name, self._tenure.lease)
         factory = self._config.workflow_scope_factory_fq_class or None
-        self.pool = RunnerPool(self._runners, _limits(self._config), factory)
+        self.pool = RunnerPool(self._runners, Limits.of(self._config), factory)
         self.commits = GroupCommit(store, loop, self._are_more_coming)
         self.reads = GroupRead(store, loop)
         self.calls = Calls(store.local, _THREADS, "store")
