@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from mr.config import Config
 from mr.engine.ops import Env
 from mr.engine.shell import Platform, Shell
-from mr.errors import InvalidConfig
+from mr.errors import InvalidConfig, StoreUnavailable
 from mr.fs.base import Files
 from mr.fs.local import LocalFiles
 from mr.kv.base import Store
 from mr.kv.sqlite import SqliteStore
+from mr.model import tokens
 from mr.queue.base import Queue
 from mr.queue.sqlite import SqliteQueue
 from mr.urls import masked_url
@@ -83,6 +84,20 @@ def open_platform(config: Config) -> Platform:
     except BaseException:
         store.close()
         raise
+
+
+def has_tokens(config: Config) -> bool:
+    """Whether the store has API tokens; also true where it cannot say so now: nobody is let in until it can.
+
+    :raises InvalidConfig: there is no driver for its URL.
+    """
+    if config.is_embedded and not config.kv_path.exists():
+        return False
+    try:
+        with closing(open_store(config)) as store:
+            return tokens.any_stored(store)
+    except StoreUnavailable:
+        return True
 
 
 def make_env(config: Config) -> Env:

@@ -108,15 +108,18 @@ def check_exposure(config: Config, address: Address, host: str | None) -> None:
 
     :raises InvalidConfig: others than this machine could reach it, and it would let in everyone.
     """
+    from mr import app
+
     try:
-        config.check_exposure()
+        config.check_exposure(lambda: app.has_tokens(config))
     except InvalidConfig:
         if host is None:
             raise
         port = "any port" if address.port == 0 else f"port {address.port or f'{FIRST_PORT} or the next free one'}"
         raise InvalidConfig(
-            f"With --host {host} other machines can reach JobX, on {port}, and there are no API tokens. Set "
-            "MR_API_TOKENS, leave --host out, or set MR_ALLOW_ANONYMOUS=1 to let in everyone.",
+            f"With --host {host} other machines can reach JobX, on {port}, and there are no API tokens. Make "
+            "one with `jobx token create`, set MR_API_TOKENS, leave --host out, or set MR_ALLOW_ANONYMOUS=1 to let in "
+            "everyone.",
             "MR_BIND",
         ) from None
 

@@ -50,6 +50,7 @@ def run(environ: Mapping[str, str], options: list[str]) -> None:
     """
     :raises JobxError: it cannot begin.
     """
+    from mr import app
     from mr.web.listening import Listener
 
     warn(environ)
@@ -57,7 +58,7 @@ def run(environ: Mapping[str, str], options: list[str]) -> None:
     if not settings.get("MR_BIND", "").strip():
         settings["MR_BIND"] = SOCKET
     config = Config.read(settings)
-    config.check_exposure()
+    config.check_exposure(lambda: app.has_tokens(config))
     looks_in(config)
     with closing(Listener(config.bind)) as listener:
         # Held here, so that a front end that is started again loses no client.

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, MutableMapping
 from contextlib import suppress
 
-from mr.app import make_env, open_platform
+from mr.app import has_tokens, make_env, open_platform
 from mr.config import Config
 from mr.errors import InvalidConfig, JobxError
 from mr.handlers.system import die_with_parent
@@ -33,8 +33,28 @@ def application() -> Callable[..., Iterable[bytes]]:
     :raises JobxError: it cannot begin.
     """
     config = Config.read(os.environ)
-    config.check_exposure()
-    return start_app(lambda: Front(open_platform(config), config, make_env(config)))
+    config.check_exposure(lambda: has_tokens(config))
+    return start_app(lambda: make_front(config))
+
+
+def make_front(config: Config) -> Front:
+    return Front(open_platform(config), config, make_env(config))
+
+
+def elsewhere(ask: Callable[[], bool]) -> bool:
+    """The answer, from a process of its own: a driver may leave behind what breaks in the processes that are forked.
+
+    True where there is none.
+    """
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            code = 1 if ask() else 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    return status != 0
 
 
 def main() -> int:
@@ -65,11 +85,14 @@ def main() -> int:
     try:
         config = Config.read(os.environ)
         listen_fd = options.listen_fd if options.listen_fd is not None else given_by_systemd(os.environ)
-
-        def make_front() -> Front:
-            return Front(open_platform(config), config, make_env(config))
-
-        serve(config, make_front, listen_fd, tell, has_access_log=options.access_log)
+        serve(
+            config,
+            make_front,
+            listen_fd,
+            tell,
+            has_stored_tokens=lambda: elsewhere(lambda: has_tokens(config)),
+            has_access_log=options.access_log,
+        )
     except JobxError as error:
         print(error, file=sys.stderr)
         return 1

@@ -93,36 +93,39 @@ def start_app(make_front: Callable[[], Front]) -> Flask:
 
 def serve(
     config: Config,
-    make_front: Callable[[], Front],
+    make_front: Callable[[Config], Front],
     listen_fd: int | None = None,
     on_ready: Callable[[str], None] = lambda address: None,
     *,
+    has_stored_tokens: Callable[[], bool] = lambda: False,
     has_access_log: bool = False,
 ) -> None:
     """Serves until SIGTERM or SIGINT, then exits with 0; with another code where it could not start.
 
-    ``make_front`` is called in each worker process. ``listen_fd`` is a listening socket to serve instead of
-    ``config.bind``. ``on_ready`` is called in each worker process, once it takes requests, with ``HOST:PORT`` or
+    ``make_front`` is called in each worker process, with the configuration as it is served. ``listen_fd`` is a
+    listening socket to serve instead of ``config.bind``. ``has_stored_tokens`` is asked in this process, which forks
+    afterwards. ``on_ready`` is called in each worker process, once it takes requests, with ``HOST:PORT`` or
     ``unix:PATH``. The runtime has to be patched for greenlets (see ``patched``) before this module is imported.
 
     :raises InvalidConfig: it would be open to others without tokens, or nothing can listen there.
     """
     with ExitStack() as stack:
         if listen_fd is None:
-            config.check_exposure()
+            config.check_exposure(has_stored_tokens)
             listener = stack.enter_context(closing(Listener(config.bind)))
             # Gunicorn closes it as soon as it stops, so that nobody connects any more who would not be served.
             listen_fd, bind = listener.socket.detach(), listener.bind
         else:
             with socket.socket(fileno=os.dup(listen_fd)) as given:
                 bind = bind_of(given)
-            dataclasses.replace(config, bind=bind).check_exposure()
+            config = dataclasses.replace(config, bind=bind)
+            config.check_exposure(has_stored_tokens)
         allow_descriptors(CONNECTIONS + _SPARE_DESCRIPTORS)
         options = settings(config, has_access_log) | {
             "bind": f"fd://{listen_fd}",
             "post_worker_init": lambda worker: on_ready(str(bind)),
         }
-        Program(options, make_front).run()
+        Program(options, lambda: make_front(config)).run()
 
 
 def settings(config: Config, has_access_log: bool = False) -> dict[str, Any]:
@@ -142,6 +145,10 @@ def settings(config: Config, has_access_log: bool = False) -> dict[str, Any]:
         # Where to is decided by the logger.
         "accesslog": "-" if has_access_log else None,
         "access_log_format": ACCESS,
+        # Whose word is taken for who the client is, and for what, is decided by the application.
+        "forwarded_allow_ips": "",
+        "forwarder_headers": "",
+        "secure_scheme_headers": {},
         "control_socket_disable": True,
         "proc_name": "jobx",
     }
