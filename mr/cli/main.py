@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from mr import __version__
-from mr.cli import dev, directories, programs, requests, tokens, workers
+from mr.cli import dev, directories, doctor, programs, requests, tokens, workers
 from mr.cli.edge import Group
 
 
@@ -28,5 +28,6 @@ for command in (
     requests.group,
     tokens.group,
     programs.show_config,
+    doctor.doctor,
 ):
     main.add_command(command)
