@@ -85,9 +85,9 @@ class Etcd(Server):
             command.append(f"--quota-backend-bytes={self.quota_bytes}")
         if self.tls:
             pair = self.tls.server(self.name)
-            command += [f"--cert-file={pair.cert}", f"--key-file={pair.key}", f"--trusted-ca-file={self.tls.ca}"]
-        if self.client_certificates:
-            command.append("--client-cert-auth")
+            command += [f"--cert-file={pair.cert}", f"--key-file={pair.key}"]
+            if self.client_certificates:
+                command += ["--client-cert-auth", f"--trusted-ca-file={self.tls.ca}"]
         return [*command, *self.args]
 
     def environ(self) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import http.client
 import os
 import random
@@ -10,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable
@@ -109,14 +109,20 @@ def answers(url: str) -> bool:
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-@functools.cache
-def _launcher(process_id: int) -> ThreadPoolExecutor:
-    """The thread that starts all servers of a process.
+_launchers: dict[int, ThreadPoolExecutor] = {}
+_launchers_lock = threading.Lock()
+
+
+def _launcher() -> ThreadPoolExecutor:
+    """The thread that starts all servers of this process.
 
     A parent's death is told when the *thread* that forked ends, so it has to be one that ends with the process; a
     forked process, which does not have its parent's threads, gets one of its own.
     """
-    return ThreadPoolExecutor(1, thread_name_prefix="launcher")
+    with _launchers_lock:
+        if os.getpid() not in _launchers:
+            _launchers[os.getpid()] = ThreadPoolExecutor(1, thread_name_prefix="launcher")
+        return _launchers[os.getpid()]
 
 
 class Server:
@@ -154,7 +160,7 @@ class Server:
             if not detached:
                 tether = [sys.executable, "-I", "-S", "-c", _TETHERED]
                 command = [*tether, str(os.getpid()), str(int(self.death_signal)), *command]
-            self._process = _launcher(os.getpid()).submit(self._launch, command).result()
+            self._process = _launcher().submit(self._launch, command).result()
         if wait:
             self.wait_ready()
         return self

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import socket
 import ssl
 import subprocess
 import sys
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,12 +56,25 @@ def test_etcd_refuses_a_client_without_a_certificate(tmp_path: Path, version: st
     authority = Authority(tmp_path / "tls")
     with Etcd(tmp_path / "etcd", version=version, tls=authority, client_certificates=True) as etcd:
         etcd.ctl("put", "name", "value")
-        stranger = ssl.create_default_context(cafile=str(authority.ca))
-        with pytest.raises((ssl.SSLError, OSError)):
-            urllib.request.urlopen(f"https://{etcd.address}/version", context=stranger, timeout=10)
-        stranger.load_cert_chain(*authority.client("somebody"))
-        with urllib.request.urlopen(f"https://{etcd.address}/version", context=stranger, timeout=10) as response:
-            assert version.encode() in response.read()
+        client = ssl.create_default_context(cafile=str(authority.ca))
+        with pytest.raises(OSError, match="certificate required|bad certificate"):
+            _etcd_version(etcd, client)
+        client.load_cert_chain(*authority.client("somebody"))
+        assert version in _etcd_version(etcd, client)
+
+
+def test_etcd_with_tls_lets_clients_go_without_a_certificate(tmp_path: Path, version: str) -> None:
+    authority = Authority(tmp_path / "tls")
+    with Etcd(tmp_path / "etcd", version=version, tls=authority) as etcd:
+        assert etcd.ctl("put", "name", "value") == "OK\n"
+        with pytest.raises(OSError, match="certificate verify failed"):
+            _etcd_version(etcd, ssl.create_default_context())
+        assert version in _etcd_version(etcd, ssl.create_default_context(cafile=str(authority.ca)))
+
+
+def _etcd_version(etcd: Etcd, context: ssl.SSLContext) -> str:
+    with urllib.request.urlopen(f"https://{etcd.address}/version", context=context, timeout=10) as response:
+        return str(json.load(response)["etcdserver"])
 
 
 def test_a_full_etcd_is_started_again(tmp_path: Path, version: str) -> None:
@@ -168,6 +182,7 @@ for server in started:
     thread = threading.Thread(target=server.start)
     thread.start()
     thread.join()
+assert all(server.is_running and server.is_ready() for server in started)
 print(*(server.pid for server in started), flush=True)
 sys.stdin.read()
 """
@@ -212,9 +227,13 @@ def test_a_server_that_ends_at_once_tells_why(tmp_path: Path) -> None:
         Liar(tmp_path, "import sys; print('no luck', flush=True); sys.exit(3)").start()
 
 
-def test_ports_differ_while_they_are_held() -> None:
-    ports = [Port() for _ in range(200)]
-    assert len({port.number for port in ports}) == 200
+def test_a_port_is_kept_for_a_server_that_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(random, "sample", lambda numbers, count: numbers[-count:])
+    first, second = Port(), Port()
+    assert first.number < second.number
+    kept = first.number
+    del first
+    assert Port().number == kept
 
 
 def services(cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -250,6 +269,14 @@ def test_services_run_until_they_are_stopped(tmp_path: Path) -> None:
         stopped = services(tmp_path, "stop")
     assert stopped.stderr == "Ended etcd-node0, nsqlookupd, nsqd0, nsqd1\n"
     assert not any(accepts(address) for address in (etcd, first, second))
+    assert services(tmp_path, "stop").stderr == "Nothing runs.\n"
+
+
+def test_services_end_no_process_that_only_has_the_number_of_one(tmp_path: Path) -> None:
+    state = tmp_path / "jobx/services/state.json"
+    state.parent.mkdir(parents=True)
+    state.write_text(json.dumps([[["nsqd0", os.getpid(), "1", "127.0.0.1:4150"]], {}]))
+    assert services(tmp_path, "status").returncode == 1
     assert services(tmp_path, "stop").stderr == "Nothing runs.\n"
 
 
