@@ -35,8 +35,8 @@ GRACEFUL_S = 10
 KEEPALIVE_S = 75
 """How long an idle connection is kept: longer than by nginx, so that it never sends into one that is closed."""
 
-ACCESS = "%(r)s %(s)s %(b)s bytes %(M)s ms request=%({x-mr-request-id}o)s client=%({x-forwarded-for}i)s"
-"""A line of the access log. Who asked is known to the proxy in front; without one it is this machine."""
+ACCESS = "%(r)s %(s)s %(b)s bytes %(M)s ms request=%({x-mr-request-id}o)s client=%(h)s"
+"""A line of the access log."""
 
 _SPARE_DESCRIPTORS = 256
 
