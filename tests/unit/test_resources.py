@@ -76,3 +76,9 @@ def test_there_is_room_for_a_thousand_waiting_requests_and_more() -> None:
     assert server.CONNECTIONS >= 1000 + 100
     [files] = re.findall(r"^LimitNOFILE=(\d+)$", (UNITS / "jobx-server.service").read_text(), re.MULTILINE)
     assert int(files) > server.CONNECTIONS
+
+
+def test_settings_that_the_site_names_are_settings() -> None:
+    named = set(re.findall(r"MR_[A-Z_]+", SITE))
+    assert len(named) > 2
+    assert warnings(dict.fromkeys(named, "")) == []
