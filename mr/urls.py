@@ -12,11 +12,12 @@ MASK = "***"
 HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
 
 DEFAULT_PORTS = {"etcd": 2379, "etcds": 2379, "nsq": 4150, "nsqlookup": 4161}
+_CERTIFICATES = frozenset({"ca", "cert", "key"})
 OPTIONS = {
     "etcd": frozenset[str](),
-    "etcds": frozenset({"ca", "cert", "key"}),
-    "nsq": frozenset({"http", "tls", "secret"}),
-    "nsqlookup": frozenset({"http", "tls", "secret"}),
+    "etcds": _CERTIFICATES,
+    "nsq": frozenset({"http", "tls", "secret"}) | _CERTIFICATES,
+    "nsqlookup": frozenset({"http", "tls", "secret"}) | _CERTIFICATES,
 }
 
 
@@ -54,7 +55,19 @@ def parse_servers(url: str) -> Servers:
         if name not in known:
             has = f"its options are {', '.join(sorted(known))}" if known else "it has no options (etcds has)"
             raise ValueError(f"a {parts.scheme} URL has no option {name!r}: {has}")
+    _check_options(parts.scheme, options)
     return Servers(parts.scheme, addresses, unquote(username), unquote(password), options)
+
+
+def _check_options(scheme: str, options: dict[str, str]) -> None:
+    http = options.get("http", "1")
+    if not (re.fullmatch("[0-9]{1,5}", http) and 0 < int(http) < 65536):
+        raise ValueError(f"http is the port of nsqd's HTTP interface, not {http!r}")
+    tls = options.get("tls", "0")
+    if tls not in ("0", "1"):
+        raise ValueError(f"tls is 1 or 0, not {tls!r}")
+    if scheme.startswith("nsq") and tls == "0" and _CERTIFICATES & options.keys():
+        raise ValueError(f"{', '.join(sorted(_CERTIFICATES & options.keys()))} without tls=1 would not be used")
 
 
 def local_path(url: str) -> Path:

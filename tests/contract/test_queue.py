@@ -6,14 +6,18 @@ import select
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from servers import need
+from servers.nsq import Nsqd
+from servers.process import wait_until
 
 from mr.errors import InvalidInput, InvalidName, TooLarge
 from mr.queue.base import Consumer, Delivery, Message, Queue
 from mr.queue.memory import MemoryQueue
+from mr.queue.nsq import NsqQueue
 from mr.queue.sqlite import SqliteQueue
 
 PATIENCE = 20.0
@@ -25,9 +29,23 @@ QUIET = 0.4
 OpenConsumer = Callable[..., Consumer]
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(scope="module")
+def nsqd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nsqd]:
+    """One server for all cases: each has topics of its own."""
+    need("nsq")
+    with Nsqd(tmp_path_factory.mktemp("nsqd")) as nsqd:
+        yield nsqd
+
+
+@pytest.fixture(params=["memory", "sqlite", "nsq"])
 def queue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Queue]:
-    queue: Queue = MemoryQueue() if request.param == "memory" else SqliteQueue(tmp_path / "queue.db")
+    queue: Queue
+    if request.param == "memory":
+        queue = MemoryQueue()
+    elif request.param == "sqlite":
+        queue = SqliteQueue(tmp_path / "queue.db")
+    else:
+        queue = NsqQueue(f"nsq://{request.getfixturevalue('nsqd').tcp_address}")
     yield queue
     queue.close()
 
@@ -39,7 +57,7 @@ def topic() -> str:
 
 
 @pytest.fixture
-def consume(queue: Queue) -> Iterator[OpenConsumer]:
+def consume(queue: Queue, request: pytest.FixtureRequest) -> Iterator[OpenConsumer]:
     """Makes consumers of some topics, and closes them in the end."""
     made = []
 
@@ -47,11 +65,23 @@ def consume(queue: Queue) -> Iterator[OpenConsumer]:
         consumer = queue.consumer(channel, max_in_flight=max_in_flight, visibility=visibility)
         made.append(consumer)
         consumer.subscribe(topics)
+        if isinstance(queue, NsqQueue):
+            # Subscribing waits for no network: what is published until nsqd has heard of it is for others.
+            wait_until(lambda: has_channels(request.getfixturevalue("nsqd"), topics, channel), "subscribed", PATIENCE)
         return consumer
 
     yield consume
     for consumer in made:
         consumer.close()
+
+
+def has_channels(nsqd: Nsqd, topics: Iterable[str], channel: str) -> bool:
+    channels = {
+        (topic["topic_name"], channel["channel_name"])
+        for topic in nsqd.stats()["topics"]
+        for channel in topic["channels"]
+    }
+    return channels >= {(topic, channel) for topic in topics}
 
 
 def messages(topic: str, count: int) -> list[Message]:
