@@ -55,6 +55,7 @@ class Machine(RuleBasedStateMachine):
         self.time = 0.0
         self.revision = first.revision()
         self.entries: dict[str, Entry] = {}
+        self.changed: dict[str, int] = {}
         self.leases: dict[int, tuple[float, float]] = {}
         self.newest_lease = 0
         self.watch: Watch = first.watch(["a"], self.revision)
@@ -74,16 +75,20 @@ class Machine(RuleBasedStateMachine):
 
     # What the model thinks.
 
-    def write(self, puts: dict[str, tuple[bytes, int]], deletes: set[str]) -> tuple[int, ...]:
+    def write(
+        self, puts: dict[str, tuple[bytes, int]], deletes: set[str], revision: int | None = None
+    ) -> tuple[int, ...]:
+        """A revision that is given is what the store said: it has been judged."""
         present = deletes & self.entries.keys()
         if not puts and not present:
             return ()
-        self.revision += 1
+        revision = revision or self.revision + 1
+        self.revision = max(self.revision, revision)
         versions = []
         for key, (value, lease) in puts.items():
             before = self.entries.get(key)
-            created, version = (before.created, before.version + 1) if before else (self.revision, 1)
-            self.entries[key] = Entry(key, value, created, self.revision, version, lease)
+            created, version = (before.created, before.version + 1) if before else (revision, 1)
+            self.entries[key] = Entry(key, value, created, revision, version, lease)
             versions.append(version)
         for key in present:
             del self.entries[key]
@@ -111,6 +116,7 @@ class Machine(RuleBasedStateMachine):
             )
             txns.append(Txn(compares, puts, tuple(wish.deletes - wish.puts.keys()), durable))
         outcomes = self.store.commit(txns)
+        first, revisions = self.revision + 1, set()
         for txn, outcome in zip(txns, outcomes, strict=True):
             holds = all(
                 getattr(self.entries.get(key, Entry(key, b"", 0, 0, 0)), attribute) == value
@@ -118,8 +124,22 @@ class Machine(RuleBasedStateMachine):
             ) and all(put.lease == 0 or put.lease in self.leases for put in txn.puts)
             assert outcome.verdict is (Verdict.COMMITTED if holds else Verdict.REFUSED)
             if holds:
-                versions = self.write({put.key: (put.value, put.lease) for put in txn.puts}, set(txn.deletes))
-                assert (outcome.versions, outcome.revision) == (versions, self.revision)
+                puts = {put.key: (put.value, put.lease) for put in txn.puts}
+                if not self.driver.groups:
+                    versions = self.write(puts, set(txn.deletes))
+                    assert (outcome.versions, outcome.revision) == (versions, self.revision)
+                    continue
+                # In whatever way they were grouped: nothing that they touch was changed at that revision or later.
+                touched = {compare.key for compare in txn.compares} | puts.keys() | set(txn.deletes)
+                has_effect = bool(puts) or any(key in self.entries for key in txn.deletes)
+                assert all(self.changed.get(key, 0) < outcome.revision for key in touched) or not has_effect
+                assert outcome.versions == self.write(puts, set(txn.deletes), outcome.revision)
+                assert outcome.revision >= first - 1
+                if has_effect:
+                    revisions.add(outcome.revision)
+                    self.changed.update((key, outcome.revision) for key in (*puts, *txn.deletes))
+        if self.driver.groups:
+            assert revisions == set(range(first, first + len(revisions)))
 
     @rule(prefix=prefixes)
     def delete_prefix(self, prefix: str) -> None:
