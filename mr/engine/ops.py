@@ -201,6 +201,8 @@ class Settings:
     max_backoff_s: float = 60.0
     resend_first_s: float = 10.0
     resend_last_s: float = 300.0
+    resend_vain_s: float = 3600.0
+    """The longest pause where no live worker can run what is sent."""
 
     @classmethod
     def of(cls, config: Config) -> Settings:

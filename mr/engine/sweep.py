@@ -49,6 +49,8 @@ class Memory:
     """Requests that could not be swept, each told once."""
     is_hurried: bool = False
     """The next round sends whatever nobody runs."""
+    offered: frozenset[str] | None = None
+    """What live workers could do at the last round; None: nobody knew."""
     next_expiry: float = 0.0
     next_reaping: float = 0.0
 
@@ -65,13 +67,25 @@ class Memory:
 
 
 class Sweep:
-    """One round over one workflow. ``has_room``: workers wait for messages, so that none can be on its way."""
+    """One round over one workflow. ``has_room``: workers wait for messages, so that none can be on its way.
 
-    def __init__(self, env: Env, workflow: str, memory: Memory, has_room: bool) -> None:
+    ``offered`` are the capabilities of live workers, None where nobody knows. What takes another one is seldom sent,
+    since its messages would pile up; as soon as somebody has it, at once.
+    """
+
+    def __init__(
+        self, env: Env, workflow: str, memory: Memory, has_room: bool, offered: frozenset[str] | None = None
+    ) -> None:
         self._env, self._workflow, self._memory = env, workflow, memory
         self._is_hurried, memory.is_hurried = memory.is_hurried, False
         self._has_room = has_room or self._is_hurried
         self._wakes: list[Wake] = []
+        self._offered = offered
+        self._arrived: frozenset[str] = frozenset()
+        if offered is not None and memory.offered is not None:
+            self._arrived = offered - memory.offered
+        if self._arrived:
+            memory.walks.clear()
 
     def run(self) -> Flow[None]:
         running: set[str] = set()
@@ -87,6 +101,8 @@ class Sweep:
                 break
             after = page[-1].key
         self._memory.forget(running)
+        # Not before: a round that was cut short may have told nobody of what has come.
+        self._memory.offered = self._offered
         yield from self._ended_requests()
 
     def _guarded(self, request_id: str, flow: Flow[Any]) -> Flow[None]:
@@ -149,17 +165,22 @@ class Sweep:
             return
         # Somebody ran it and is gone: its message was taken and is not coming back by itself.
         is_orphan = record is not None and record.state == "running"
+        message = wake(scene, step_name, invocation_id)
+        is_hurried = self._is_hurried or message.capability in self._arrived
+        is_vain = self._offered is not None and message.capability not in self._offered
+        first_s = settings.resend_last_s if is_vain else settings.resend_first_s
+        last_s = settings.resend_vain_s if is_vain else settings.resend_last_s
         pace = self._memory.paces.get(invocation_id)
-        if pace is None:
-            first = 0.0 if is_orphan or self._is_hurried else settings.resend_first_s
+        if pace is None or message.capability in self._arrived:
+            first = 0.0 if (is_orphan and not is_vain) or is_hurried else first_s
             pace = self._memory.paces[invocation_id] = _Pace(now, first)
         # Where all workers are busy its message may just be waiting its turn; but not for ever.
         is_patient = not self._has_room and not is_orphan and now - pace.seen < settings.resend_last_s
-        if (now < pace.due or is_patient) and not self._is_hurried:
+        if (now < pace.due or is_patient) and not is_hurried:
             return
-        pace.pause = min(settings.resend_last_s, max(2 * pace.pause, settings.resend_first_s))
+        pace.pause = min(last_s, max(2 * pace.pause, first_s))
         pace.due = now + pace.pause
-        self._wakes.append(wake(scene, step_name, invocation_id))
+        self._wakes.append(message)
 
     def _children(self, scene: Scene, parent: Invocation) -> Flow[list[Invocation]]:
         """Looks at the first window of children that have not ended. Wide parents are looked at less often."""

@@ -11,7 +11,7 @@ from mr.engine.ops import Change, Env, HandBack, Write
 from mr.engine.sweep import Memory, Sweep
 from mr.errors import StoreError
 from mr.kv.base import Compare
-from mr.model import keys
+from mr.model import keys, workers
 from mr.model.records import Owner
 from mr.worker.job import Job, Surroundings
 
@@ -76,7 +76,10 @@ class Sweeps:
         if has_come_back:
             memory.hurry()
         try:
-            sweep = Sweep(self._env, workflow, memory, self._worker.has_room(_ROOM_AFTER_S))
+            store = self._worker.platform.store
+            registered = await self._worker.calls.make(workers.of_workflow, store, workflow)
+            offered = workers.offered(registered) | self._env.capabilities
+            sweep = Sweep(self._env, workflow, memory, self._worker.has_room(_ROOM_AFTER_S), offered)
             await Job(self._worker, None, workflow, "").run(sweep.run())
         except HandBack:
             raise
