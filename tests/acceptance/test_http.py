@@ -79,8 +79,8 @@ yield given["greeting"], given["count"] + 1
 
 
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with served(tmp_path_factory.mktemp("http"), FILES, MR_MAX_BODY_BYTES=200_000) as made:
+def platform(tmp_path_factory: pytest.TempPathFactory, module_backing: dict[str, str]) -> Iterator[Served]:
+    with served(tmp_path_factory.mktemp("http"), FILES, MR_MAX_BODY_BYTES=200_000, **module_backing) as made:
         yield made
 
 

@@ -66,14 +66,14 @@ def kill_everything(platform: Served) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kill", [kill_worker, kill_front_end, kill_everything])
-def test_the_answer_is_right_whatever_is_killed(tmp_path: Path, kill: object) -> None:
+def test_the_answer_is_right_whatever_is_killed(tmp_path: Path, backing: dict[str, str], kill: object) -> None:
     ran = tmp_path / "ran"
     ran.touch()
 
     def executions() -> int:
         return ran.read_bytes().count(b"\n")
 
-    with served(tmp_path, FILES, "--runners", str(RUNNERS)) as platform:
+    with served(tmp_path, FILES, "--runners", str(RUNNERS), **backing) as platform:
         request_id = platform.submit("fan", args=[CHILDREN, str(ran)])
         done = []
         for number in range(KILLS):

@@ -68,16 +68,18 @@ COUNTRIES = {
 ANSWER = [["census", ["B", "A"]], ["keys", ["title"]]]
 
 
-def test_each_level_reduces_with_its_own_reducer_and_session(tmp_path: Path) -> None:
-    with served(tmp_path, FILES) as platform:
+def test_each_level_reduces_with_its_own_reducer_and_session(tmp_path: Path, backing: dict[str, str]) -> None:
+    with served(tmp_path, FILES, **backing) as platform:
         countries = {name: cities for name, cities in COUNTRIES.items() if cities}
         assert platform.post("census", countries=countries).pairs == ANSWER
 
 
-def test_the_answer_survives_the_death_of_everything_between_map_and_reduce(tmp_path: Path) -> None:
+def test_the_answer_survives_the_death_of_everything_between_map_and_reduce(
+    tmp_path: Path, backing: dict[str, str]
+) -> None:
     marks = tmp_path / "marks"
     countries = {name: cities for name, cities in COUNTRIES.items() if cities}
-    with served(tmp_path, FILES) as platform:
+    with served(tmp_path, FILES, **backing) as platform:
         request_id = platform.submit("census", countries=countries, marks=str(marks))
         # Some cities are mapped and reduced, none of the levels above is.
         until(lambda: marks.exists() and len(marks.read_text().splitlines()) >= 3, 30, platform.log)

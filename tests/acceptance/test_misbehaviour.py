@@ -57,8 +57,8 @@ FILES = {
 
 
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with served(tmp_path_factory.mktemp("misbehaviour"), FILES, "--runners", "2") as made:
+def platform(tmp_path_factory: pytest.TempPathFactory, module_backing: dict[str, str]) -> Iterator[Served]:
+    with served(tmp_path_factory.mktemp("misbehaviour"), FILES, "--runners", "2", **module_backing) as made:
         yield made
 
 
