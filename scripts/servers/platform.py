@@ -97,6 +97,8 @@ class Cluster:
         self.lookupd = Nsqlookupd(self.directory / "nsqlookupd") if nsqds else None
         lookupds = [self.lookupd] if self.lookupd else []
         self.nsqds = [Nsqd(self.directory / f"nsqd{number}", lookupds=lookupds) for number in range(nsqds)]
+        for number, nsqd in enumerate(self.nsqds):
+            nsqd.name = f"nsqd{number}"
         if self.etcd and self.lookupd:
             self.settings |= {"MR_KV_URL": self.etcd.url, "MR_QUEUE_URL": self.lookupd.url}
         if runners is not None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import re
 import resource
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -476,3 +479,38 @@ def allow_files(number: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < number:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(number, hard), hard))
+
+
+# --- scripts/cluster --------------------------------------------------------------------------------------------------
+
+
+def cluster(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    program = Path(servers.__file__).parents[1] / "cluster.py"
+    return subprocess.run(
+        [sys.executable, str(program), *arguments],
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_the_main_job_goes_through_nginx_on_a_whole_cluster_and_nothing_is_left(tmp_path: Path) -> None:
+    for part in ("nginx", "nsq", "etcd-3.6"):
+        servers.need(part)
+    done = cluster(TMPDIR=str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "They are the same." in done.stdout
+    assert "mr.stdlib_names.map.general" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+    commands = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+    assert not [command for command in commands if str(tmp_path) in command]
+
+
+def test_a_cluster_whose_programs_cannot_be_had_is_told_in_words(tmp_path: Path) -> None:
+    done = cluster(XDG_CACHE_HOME=str(tmp_path), PATH=str(tmp_path))
+    assert done.returncode == 1
+    assert "nginx cannot be had" in done.stderr
+    assert "Traceback" not in done.stderr
