@@ -121,6 +121,33 @@ def test_a_server_that_others_can_reach_starts_with_a_token_and_stays_shut_witho
         platform.kill_everything()
 
 
+def test_the_front_end_alone_asks_the_store_as_well_before_it_listens(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    platform = Served(tmp_path, FILES, MR_BIND=f"0.0.0.0:{port}")
+    refused = platform.jobx("server", check=False)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "jobx token create" in refused.stderr
+    token = create(platform, "--scope", "read", "--expires", "1h")
+    platform.url = f"http://127.0.0.1:{port}"
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen([str(BIN / "jobx"), "server"], env=platform.environ, stdout=log, stderr=log)
+    try:
+        until(lambda: is_healthy(platform), 30, platform.log)
+        assert status_of(platform, {}, "/") == 401
+        assert status_of(platform, token, "/") == 200
+    finally:
+        server.terminate()
+        assert server.wait(30) == 0
+
+
+def is_healthy(platform: Served) -> bool:
+    try:
+        return platform.get("/healthz").status == 200
+    except OSError:
+        return False
+
+
 # --- a Unix socket, as nginx uses it --------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from test_web_application import Stack, eventually, is_problem, open_stack
 from werkzeug.test import TestResponse
@@ -19,8 +20,8 @@ from mr.kv.memory import MemoryStore
 from mr.model import catalog, keys, tokens
 from mr.model.entities import encode
 from mr.model.records import Scope
-from mr.web.access import REFUSAL, Access, Need
-from mr.web.problems import Unauthorized
+from mr.web.access import REFUSAL, Access, Caller, Need
+from mr.web.problems import Forbidden, Unauthorized
 from mr.web.views import Views
 
 UNIX = ""
@@ -126,12 +127,17 @@ def test_a_token_that_has_expired_counts_as_one(stack: Stack, monkeypatch: pytes
     assert not is_let_in(ask(stack))
 
 
-def test_a_token_that_cannot_be_read_lets_nobody_in_and_counts_as_one(stack: Stack) -> None:
+def test_a_token_that_cannot_be_read_lets_nobody_in_and_counts_as_one(
+    stack: Stack, caplog: pytest.LogCaptureFixture
+) -> None:
     token = make(stack)
     token_id = token["Authorization"].split("_")[1]
     stack.store.commit([Txn(puts=(Put(keys.token(token_id), b"{"),))])
     eventually(lambda: not is_let_in(ask(stack, **token)))
     assert not is_let_in(ask(stack))
+    caplog.clear()
+    stack.front.access.check()
+    assert not caplog.text
 
 
 def test_anonymous_clients_are_let_in_where_that_is_meant_but_wrong_tokens_are_not(
@@ -455,6 +461,20 @@ def test_a_request_that_nobodys_token_posted_is_nobodys_own(stacks: Callable[...
     is_problem(ask(stack, f"/request/words/{request_id}", **make(stack, "submit")), 403, "forbidden")
 
 
+def test_own_requests_are_an_exception_for_views_of_one_request_and_for_submit_alone(stack: Stack) -> None:
+    request = stack.request(stack.submit(headers=make(stack, "submit")))
+    poster = Caller(request.context["token_id"], frozenset({"submit"}))
+    poster.check_request(Need.SEE, request)
+    for need in (Need.READ, Need.ADMIN):
+        with pytest.raises(Forbidden):
+            poster.check(need, None)
+    with pytest.raises(Forbidden):
+        poster._replace(scopes=frozenset({"read"})).check_request(Need.STEER, request)
+    nobody = msgspec.structs.replace(request, context={})
+    with pytest.raises(Forbidden):
+        poster._replace(token_id=None).check_request(Need.SEE, nobody)
+
+
 def test_with_admin_everything_is_allowed(stack: Stack) -> None:
     request_id = stack.submit()
     admin = make(stack, "admin")
@@ -524,6 +544,7 @@ def requester(stack: Stack, address: str, forwarded: str | None) -> str:
         ("unix", UNIX, f"{OTHER}:4711", OTHER),
         ("unix", UNIX, f"::ffff:{OTHER}", OTHER),
         ("unix", UNIX, f"{OTHER}, unix:", OTHER),
+        ("unix", UNIX, "unix:", UNIX),
         ("unix", "127.0.0.1", "6.6.6.6", "127.0.0.1"),
         ("unix", OTHER, "6.6.6.6", OTHER),
         ("none", UNIX, "6.6.6.6", UNIX),
