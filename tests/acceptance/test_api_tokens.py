@@ -28,8 +28,8 @@ PAIRS = [["be", 2], ["not", 1], ["or", 1], ["to", 2]]
 
 
 @pytest.fixture
-def platform(tmp_path: Path) -> Iterator[Served]:
-    with served(tmp_path, FILES) as made:
+def platform(tmp_path: Path, backing: dict[str, str]) -> Iterator[Served]:
+    with served(tmp_path, FILES, **backing) as made:
         yield made
 
 
@@ -78,8 +78,8 @@ def test_a_new_token_works_at_once_and_what_it_lacks_is_named(platform: Served) 
     assert (answer.status, answer.json["detail"]) == (404, "There is no workflow 'elsewhere'.")
 
 
-def test_many_processes_and_clients_agree_on_a_token(tmp_path: Path) -> None:
-    with served(tmp_path, FILES, MR_WEB_PROCESSES=3) as platform, ThreadPoolExecutor(12) as clients:
+def test_many_processes_and_clients_agree_on_a_token(tmp_path: Path, backing: dict[str, str]) -> None:
+    with served(tmp_path, FILES, MR_WEB_PROCESSES=3, **backing) as platform, ThreadPoolExecutor(12) as clients:
 
         def statuses(headers: dict[str, str]) -> set[int]:
             return set(clients.map(lambda _: post(platform, headers, "?blocking=false").status, range(24)))
@@ -121,10 +121,10 @@ def test_a_server_that_others_can_reach_starts_with_a_token_and_stays_shut_witho
         platform.kill_everything()
 
 
-def test_the_front_end_alone_asks_the_store_as_well_before_it_listens(tmp_path: Path) -> None:
+def test_the_front_end_alone_asks_the_store_as_well_before_it_listens(tmp_path: Path, backing: dict[str, str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    platform = Served(tmp_path, FILES, MR_BIND=f"0.0.0.0:{port}")
+    platform = Served(tmp_path, FILES, MR_BIND=f"0.0.0.0:{port}", **backing)
     refused = platform.jobx("server", check=False)
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "jobx token create" in refused.stderr
