@@ -383,11 +383,12 @@ def test_what_is_streamed_goes_out_as_it_comes(
     heard = threading.Event()
 
     def stream(client: socket.socket, request: bytes) -> None:
-        head = b"HTTP/1.1 200 OK\r\nContent-Type: " + kind + b"\r\n" + extra + b"Transfer-Encoding: chunked\r\n\r\n"
-        client.sendall(head + b"6\r\nfirst\n\r\n")
+        # Of unknown length: chunks would be passed on one by one anyhow.
+        client.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: " + kind + b"\r\n" + extra + b"Connection: close\r\n\r\n")
+        client.sendall(b"first\n")
         # Only who has got the first part lets the second one come.
         if heard.wait(DEADLINE_S):
-            client.sendall(b"7\r\nsecond\n\r\n0\r\n\r\n")
+            client.sendall(b"second\n")
 
     servers.need("nginx")
     upstream = Upstream(short_directory / "s", stream)
@@ -400,6 +401,47 @@ def test_what_is_streamed_goes_out_as_it_comes(
         assert response.readline() == b"first\n"
         heard.set()
         assert response.read() == b"second\n"
+
+
+def test_the_front_end_hears_nothing_of_what_a_client_claims(tmp_path: Path, short_directory: Path) -> None:
+    sent: list[bytes] = []
+
+    def answer(client: socket.socket, request: bytes) -> None:
+        sent.extend(request.split(b"\r\n"))
+        client.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    claims = {
+        "X-Forwarded-For": "203.0.113.7",
+        "X-Forwarded-Proto": "https",
+        "X-Forwarded-Host": "evil.example",
+        "X-Forwarded-Port": "666",
+        "X-Forwarded-Prefix": "/evil",
+        "X-Forwarded-Ssl": "on",
+        "X-Forwarded-Protocol": "ssl",
+        "X-Real-IP": "203.0.113.7",
+        "Forwarded": "for=203.0.113.7",
+        "X_Forwarded_For": "203.0.113.7",
+        "Connection": "close",
+        "TE": "trailers",
+    }
+    servers.need("nginx")
+    upstream = Upstream(short_directory / "s", answer)
+    with contextlib.ExitStack() as stack:
+        stack.callback(upstream.close)
+        door = stack.enter_context(changed(tmp_path, [short_directory / "s"]))
+        connection = stack.enter_context(contextlib.closing(door.connect("127.0.0.9")))
+        connection.request("GET", "/", headers=claims)
+        assert connection.getresponse().status == 204
+    host = f"{HOST}:{door.port}".encode()
+    assert sorted(line for line in sent if line) == [
+        b"Accept-Encoding: identity",
+        b"GET / HTTP/1.1",
+        b"Host: " + host,
+        b"X-Forwarded-For: 127.0.0.9",
+        b"X-Forwarded-Host: " + host,
+        b"X-Forwarded-Proto: http",
+        b"X-Real-IP: 127.0.0.9",
+    ]
 
 
 @pytest.mark.parametrize(("method", "tries"), [("POST", 1), ("GET", 2)])
