@@ -19,6 +19,10 @@ class Finding(NamedTuple):
     advice: str = ""
 
 
+def counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def size(number: float) -> str:
     """Bytes as people say them."""
     unit = "bytes"

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from mr import app
 from mr.config import Config, warnings
 from mr.errors import InvalidConfig, JobxError, QueueUnavailable, RunnerBroken
-from mr.findings import MAX_SKEW_S, Finding, size
+from mr.findings import MAX_SKEW_S, Finding, counted, size
 from mr.handlers.header import make_handler
 from mr.handlers.limits import Limits
 from mr.handlers.pool import RunnerPool
@@ -57,6 +57,8 @@ class Facts:
     stuck: dict[str, list[tuple[Request, list[Lack]]]] = field(default_factory=dict)
     """By workflow, running requests that wait for a capability which no live worker offers, the oldest first."""
     has_tokens: bool = False
+    begun: list[tuple[Request, Invocation]] = field(default_factory=list)
+    """Some of the newest requests, each with its root."""
 
     def of(self, workflow: str) -> list[Seen]:
         return [seen for seen in self.workers if workflow in seen.workflows]
@@ -68,7 +70,7 @@ class Facts:
 def settings(config: Config, environ: Mapping[str, str]) -> list[Finding]:
     found = [Finding("warning", "settings", text, "Unset it, or correct its name.") for text in warnings(environ)]
     places = ", ".join(masked_url(url) for url in (config.kv_url, config.queue_url, config.fs_url))
-    given = _number(len(config.sources), "setting")
+    given = counted(len(config.sources), "setting")
     return [
         *found,
         Finding("ok", "settings", f"{given} from the environment (see `jobx config`); JobX is at {places}."),
@@ -86,14 +88,15 @@ def store(config: Config) -> tuple[list[Finding], Facts | None]:
     except JobxError as error:
         return [_out_of_reach(config, "store", "kv_url", error)], None
     try:
-        found = opened.examine()
         try:
             facts = _ask(opened, config.workflow_names)
-            found.append(_latency(opened, where))
-            found += _clocks(opened, facts)
         except JobxError as error:
-            return [_out_of_reach(config, "store", "kv_url", error), *found], None
-        return found, facts
+            return [_out_of_reach(config, "store", "kv_url", error)], None
+        try:
+            found = [_latency(opened, where)]
+        except JobxError as error:
+            found = [_out_of_reach(config, "store", "kv_url", error)]
+        return [*found, *opened.examine(), *_clocks(facts)], facts
     finally:
         opened.close()
 
@@ -101,10 +104,12 @@ def store(config: Config) -> tuple[list[Finding], Facts | None]:
 def _out_of_reach(config: Config, check: str, setting: str, error: JobxError) -> Finding:
     variable = config.sources.get(setting, "MR_DATA_DIR")
     if isinstance(error, InvalidConfig):
-        return Finding("problem", check, _sentence(error), f"Correct {error.parameter or variable}.")
-    is_local = getattr(config, setting).startswith(("sqlite:", "file:"))
-    advice = "Make that path usable, or name another in" if is_local else "Start it, see to the way there, or correct"
-    return Finding("problem", check, _sentence(error), f"{advice} {variable}.")
+        return Finding("problem", check, _sentence(error))
+    if getattr(config, setting).startswith(("sqlite:", "file:")):
+        return Finding("problem", check, _sentence(error), f"Make that path usable, or name another in {variable}.")
+    # What stores raise says what to do already.
+    advice = "" if check == "store" else f"Start it, see to the way there, or correct {variable}."
+    return Finding("problem", check, _sentence(error), advice)
 
 
 def _sentence(error: Exception) -> str:
@@ -135,6 +140,7 @@ def _ask(opened: Store, served: Sequence[str]) -> Facts:
     facts.workers = workers.everyone(opened, served)
     for name in facts.workflows:
         facts.stuck[name] = list(_stuck(opened, name, facts))
+    facts.begun = list(_begun(opened, facts.workflows))
     if not served:
         facts.has_tokens = tokens.any_stored(opened)
     return facts
@@ -159,7 +165,7 @@ def _stuck(opened: Store, workflow: str, facts: Facts) -> Iterable[tuple[Request
 # --- clocks ------------------------------------------------------------------------------------------------------
 
 
-def _clocks(opened: Store, facts: Facts) -> list[Finding]:
+def _clocks(facts: Facts) -> list[Finding]:
     """What workers wrote tells of their clocks, where it is in the future, or before what it followed."""
     now = time.time()
     behind: dict[str, float] = {}
@@ -168,7 +174,7 @@ def _clocks(opened: Store, facts: Facts) -> list[Finding]:
     for seen in facts.workers:
         early = seen.registration.registered_timestamp - now
         ahead[seen.registration.host] = max(ahead.get(seen.registration.host, 0.0), early)
-    for request, root in _begun(opened, facts.workflows):
+    for request, root in facts.begun:
         if root.started_timestamp is not None and root.worker is not None:
             host = hosts.get(root.worker, root.worker)
             behind[host] = max(behind.get(host, 0.0), request.created_timestamp - root.started_timestamp)
@@ -217,12 +223,11 @@ def queue(config: Config) -> tuple[list[Finding], list[Backlog] | None]:
     except JobxError as error:
         return [_out_of_reach(config, "queue", "queue_url", error)], None
     try:
-        found = opened.examine()
         try:
             opened.publish([])
-            return found, opened.backlogs()
+            return opened.examine(), opened.backlogs()
         except QueueUnavailable as error:
-            return [_out_of_reach(config, "queue", "queue_url", error), *found], None
+            return [_out_of_reach(config, "queue", "queue_url", error)], None
     finally:
         opened.close()
 
@@ -230,26 +235,30 @@ def queue(config: Config) -> tuple[list[Finding], list[Backlog] | None]:
 def topics(backlogs: list[Backlog], facts: Facts, served: Sequence[str]) -> list[Finding]:
     """What waits in the queue, where that is not as it should be."""
     found = []
-    gone = []
+    gone = set()
     total = 0
-    for topic, waits, consumers in backlogs:
+    for topic, channel, waits, _ in backlogs:
         kind, _, rest = topic.partition(".")
         workflow, _, what = rest.partition(".")
         if kind != "mr" or not what or (served and workflow not in served):
             continue
         total += waits
+        listening = {seen.registration.channel for seen in facts.of(workflow)}
         if workflow not in facts.workflows:
-            gone.append(topic)
-        elif waits and consumers == 0:
-            text = f"{_number(waits, 'message')} in {topic}, which nobody consumes."
-            found.append(Finding("warning", "queue", text, f"They need a worker with the capability: see {what!r}."))
+            gone.add(topic)
+        elif waits and channel and listening and channel not in listening:
+            text = f"{counted(waits, 'message')} in {topic} on the channel {channel!r}, which nobody consumes."
+            advice = (
+                f"Workers listen on {_some(sorted(listening))}: delete the channel if no MR_CHANNEL names it any more."
+            )
+            found.append(Finding("warning", "queue", text, advice))
         elif waits > _DEEP:
-            text = f"{_number(waits, 'message')} in {topic}."
+            text = f"{counted(waits, 'message')} in {topic} wait to be taken."
             found.append(Finding("warning", "queue", text, "Where that keeps growing, start more workers."))
     if gone:
-        text = f"There are topics of workflows that are gone: {_some(gone)}."
+        text = f"There are topics of workflows that are gone: {_some(sorted(gone))}."
         found.append(Finding("warning", "queue", text, "They do no harm; delete them where they hold messages."))
-    return found or [Finding("ok", "queue", f"{_number(total, 'message')} to be taken.")]
+    return found or [Finding("ok", "queue", f"{counted(total, 'message')} to be taken.")]
 
 
 # --- files -------------------------------------------------------------------------------------------------------
@@ -404,7 +413,7 @@ def live_workers(facts: Facts, served: Sequence[str]) -> list[Finding]:
     elif facts.workers:
         runners = sum(seen.registration.runners for seen in facts.workers)
         hosts = sorted({seen.registration.host for seen in facts.workers})
-        text = f"{_number(len(facts.workers), 'live worker')} on {_some(hosts)}, with {_number(runners, 'runner')}."
+        text = f"{counted(len(facts.workers), 'live worker')} on {_some(hosts)}, with {counted(runners, 'runner')}."
         found.append(Finding("ok", "workers", text))
     return found
 
@@ -466,10 +475,6 @@ def graphviz() -> list[Finding]:
     except (OSError, subprocess.TimeoutExpired) as error:
         return [Finding("warning", "graphviz", f"{program} cannot be run: {error}", "Install graphviz again.")]
     return [Finding("ok", "graphviz", f"{(done.stderr or done.stdout).strip() or program}.")]
-
-
-def _number(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _requests(number: int) -> str:

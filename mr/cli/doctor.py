@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -14,7 +15,7 @@ from mr.cli import checks, output
 from mr.cli.edge import Command, say
 from mr.config import Config
 from mr.errors import InvalidConfig
-from mr.findings import Finding
+from mr.findings import Finding, counted
 
 _PATIENCE_S = 15.0
 """How long the checks, which go on side by side, may take."""
@@ -60,6 +61,8 @@ def doctor(as_json: bool) -> None:
     with its settings: a line for each. Exits with 0 where all is well, also with warnings, and with 1 where something
     is wrong.
     """
+    # What drivers log on their way is told by the findings.
+    logging.getLogger("mr").addHandler(logging.NullHandler())
     found = examine()
     is_well = all(finding.level != "problem" for finding in found)
     if as_json:
@@ -68,7 +71,7 @@ def doctor(as_json: bool) -> None:
         output.table(["", "check", "found"], map(_row, found))
         problems, warnings = (sum(finding.level == level for finding in found) for level in ("problem", "warning"))
         if problems or warnings:
-            say(f"{_number(problems, 'problem')}, {_number(warnings, 'warning')}.")
+            say(f"{counted(problems, 'problem')}, {counted(warnings, 'warning')}.")
     if not is_well:
         raise click.exceptions.Exit(1)
 
@@ -106,7 +109,3 @@ def examine() -> list[Finding]:
 
 def _row(finding: Finding) -> tuple[str, str, str]:
     return finding.level, finding.check, f"{finding.text} {finding.advice}".strip()
-
-
-def _number(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -32,9 +32,13 @@ class Delivery(NamedTuple):
 
 
 class Backlog(NamedTuple):
-    """A topic, how many of its messages wait to be taken, and how many consumers it has (None: nobody knows)."""
+    """How many messages wait on a channel of a topic to be taken; without a channel, for the topic's first one.
+
+    ``consumers`` are those that the channel has; None: nobody knows.
+    """
 
     topic: str
+    channel: str
     waiting: int
     consumers: int | None = None
 
@@ -113,7 +117,7 @@ class Queue(ABC):
         return []
 
     def backlogs(self) -> list[Backlog] | None:
-        """All topics that there are; None where the technology cannot tell.
+        """All channels that there are, and topics without one; None where the technology cannot tell.
 
         :raises QueueUnavailable: it could tell, but does not answer.
         """

@@ -105,10 +105,10 @@ class SqliteQueue(Queue):
     def backlogs(self) -> list[Backlog]:
         with self._file.read() as connection:
             rows = connection.execute(
-                "SELECT topic, count(messages.id) FROM channels LEFT JOIN messages ON channel = channels.id "
-                "AND consumer IS NULL GROUP BY topic ORDER BY topic"
+                "SELECT topic, name, count(messages.id) FROM channels LEFT JOIN messages ON channel = channels.id "
+                "AND consumer IS NULL GROUP BY channels.id ORDER BY topic, name"
             ).fetchall()
-        return [Backlog(topic, waiting) for topic, waiting in rows]
+        return [Backlog(topic, channel, waiting) for topic, channel, waiting in rows]
 
     def close(self) -> None:
         """Lets go of the file. Close consumers first: what is in flight of others comes back only after a moment."""

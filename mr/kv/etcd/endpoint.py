@@ -14,6 +14,7 @@ import grpc
 from mr.kv.etcd.failures import Failure, Lost, Refused, Unsent, failure_of
 from mr.kv.etcd.tls import Tls
 from mr.kv.etcd.wire import TXN, Method, TxnRequest
+from mr.local.asking import Answer, ask
 
 CALL_S = 3.0
 """After so long a call is given up: its server is frozen, overloaded, or cut off from the others."""
@@ -88,6 +89,13 @@ class Endpoint:
     def stream(self, method: Method, requests: Iterable[Any], metadata: Metadata = ()) -> Any:
         """A call whose answers are iterated over; gRPC's own errors come out of it."""
         return self._stub(method)(iter(requests), metadata=[_NEEDS_LEADER, *metadata])
+
+    def ask(self, path: str) -> Answer:
+        """What the server's HTTP interface, on the same port, answers.
+
+        :raises OSError, ValueError, http.client.HTTPException: it has none, or does not answer.
+        """
+        return ask(self._host, self._port, path, None if self._tls is None else self._tls.context())
 
     def close(self) -> None:
         """Ends the calls that are under way. May be repeated."""

@@ -26,7 +26,7 @@ class Tls(NamedTuple):
     def check(self) -> None:
         """:raises InvalidConfig: a file cannot be read, or is not what it should be."""
         try:
-            self._context()
+            self.context()
         except (OSError, ValueError) as error:
             named = ", ".join(f"{name}={path}" for name, path in self._asdict().items() if path)
             raise InvalidConfig(f"TLS to etcd cannot be set up with {named}: {error}.", "MR_KV_URL") from error
@@ -44,7 +44,7 @@ class Tls(NamedTuple):
         try:
             with (
                 socket.create_connection((host, port), timeout=_CONNECT_S) as plain,
-                self._context().wrap_socket(plain, server_hostname=host) as secured,
+                self.context().wrap_socket(plain, server_hostname=host) as secured,
             ):
                 secured.settimeout(_VERDICT_S)
                 secured.recv(1)
@@ -63,7 +63,11 @@ class Tls(NamedTuple):
             return str(error)
         return ""
 
-    def _context(self) -> ssl.SSLContext:
+    def context(self) -> ssl.SSLContext:
+        """What Python takes.
+
+        :raises OSError, ValueError: a file cannot be read, or is not what it should be.
+        """
         context = ssl.create_default_context(cafile=self.ca or None)
         if self.cert:
             # Nobody is there to be asked for the password of a key.

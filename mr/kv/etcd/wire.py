@@ -12,7 +12,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 # A message and its fields: number, name, type. A star stands for a list.
 _MESSAGES = """
-ResponseHeader: 3 revision int64
+ResponseHeader: 2 member_id uint64, 3 revision int64
 KeyValue: 1 key bytes, 2 create_revision int64, 3 mod_revision int64, 4 version int64, 5 value bytes, 6 lease int64
 RangeRequest: 1 key bytes, 2 range_end bytes, 3 limit int64, 4 revision int64, 5 sort_order int32, 8 keys_only bool,
     9 count_only bool
@@ -44,10 +44,14 @@ Event: 1 type int32, 2 kv KeyValue
 WatchResponse: 1 header ResponseHeader, 2 watch_id int64, 3 created bool, 4 canceled bool, 5 compact_revision int64,
     6 cancel_reason string, 7 fragment bool, 11 events *Event
 StatusRequest:
-StatusResponse: 2 version string, 3 dbSize int64, 8 errors *string, 9 dbSizeInUse int64, 12 dbSizeQuota int64
+StatusResponse: 1 header ResponseHeader, 2 version string, 3 dbSize int64, 4 leader uint64, 8 errors *string,
+    9 dbSizeInUse int64, 12 dbSizeQuota int64
 AlarmRequest: 1 action int32
 AlarmMember: 1 memberID uint64, 2 alarm int32
 AlarmResponse: 2 alarms *AlarmMember
+MemberListRequest:
+Member: 1 ID uint64, 2 name string, 4 clientURLs *string, 5 isLearner bool
+MemberListResponse: 2 members *Member
 """
 
 DESCEND = 2
@@ -105,6 +109,7 @@ DeleteRangeRequest = _classes["DeleteRangeRequest"]
 LeaseGrantRequest = _classes["LeaseGrantRequest"]
 LeaseKeepAliveRequest = _classes["LeaseKeepAliveRequest"]
 LeaseRevokeRequest = _classes["LeaseRevokeRequest"]
+MemberListRequest = _classes["MemberListRequest"]
 RangeRequest = _classes["RangeRequest"]
 StatusRequest = _classes["StatusRequest"]
 TxnRequest = _classes["TxnRequest"]
@@ -135,3 +140,4 @@ AUTHENTICATE = _method("Auth", "Authenticate", "Authenticate")
 WATCH = _method("Watch", "Watch", "Watch", is_streaming=True)
 STATUS = _method("Maintenance", "Status", "Status")
 ALARM = _method("Maintenance", "Alarm", "Alarm")
+MEMBER_LIST = _method("Cluster", "MemberList", "MemberList")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mr.queue.base import Message, Queue
+from mr.findings import Finding
+from mr.queue.base import Backlog, Message, Queue
 from mr.queue.limits import check_consumer, check_messages
+from mr.queue.nsq import examination
 from mr.queue.nsq.consumer import NsqConsumer
 from mr.queue.nsq.lookup import Lookup, Node
 from mr.queue.nsq.publisher import Publisher
@@ -46,6 +48,12 @@ class NsqQueue(Queue):
     def nodes(self) -> tuple[Node, ...]:
         """Every nsqd there is, as far as is known, and where its statistics are. May wait for the network."""
         return self._lookup.nodes()
+
+    def examine(self) -> list[Finding]:
+        return examination.examine(self._settings, self._lookup)
+
+    def backlogs(self) -> list[Backlog] | None:
+        return examination.backlogs(self._lookup)
 
     def close(self) -> None:
         """Refuses what is published from now on. Consumers are closed by those who use them."""
