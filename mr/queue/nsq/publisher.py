@@ -305,9 +305,11 @@ class Publisher:
         self._try_each(lambda server: server.publish(messages, channel))
 
     def _try_each(self, act: Callable[[_Server], None]) -> None:
-        """Acts on one nsqd: on another where that fails."""
+        """Acts on one nsqd, another one each time; on the next where that fails."""
         problems = []
-        for server in self._current():
+        servers = self._current()
+        first = next(self._turn) % max(1, len(servers))
+        for server in servers[first:] + servers[:first]:
             if server.may_try():
                 try:
                     return act(server)
@@ -318,7 +320,7 @@ class Publisher:
         raise QueueUnavailable(f"No nsqd took it: {'; '.join(problems)}." if problems else self._lookup.problem())
 
     def _current(self) -> list[_Server]:
-        """Every nsqd, another one first each time."""
+        """Every nsqd there is, whether it lives or not."""
         if self._is_closed:
             raise QueueUnavailable("This queue is closed.")
         if self._process != os.getpid():
@@ -331,6 +333,4 @@ class Publisher:
                     self._servers.pop(address).close()
                 for address in addresses:
                     self._servers.setdefault(address, _Server(address, self._settings))
-            servers = list(self._servers.values())
-        first = next(self._turn) % max(1, len(servers))
-        return servers[first:] + servers[:first]
+            return list(self._servers.values())

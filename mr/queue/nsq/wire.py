@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import socket
 import ssl
@@ -210,6 +211,6 @@ def reason(error: BaseException) -> str:
         return "is not a host that can be found"
     if isinstance(error, EOFError):
         return "closed the connection"
-    if isinstance(error, OSError) and error.strerror:
-        return f"cannot be reached: {error.strerror}"
+    if isinstance(error, OSError) and error.errno:
+        return f"cannot be reached: {os.strerror(error.errno)}"
     return f"cannot be reached: {error or type(error).__name__}"
