@@ -121,6 +121,7 @@ class Access(Subject):
     prefixes = (keys.TOKENS,)
 
     _LOOKS_A_SECOND = 20
+    _PAUSE_S = 0.1
 
     def __init__(self, store: Store, config: Config) -> None:
         self._store, self._config = store, config
@@ -173,7 +174,12 @@ class Access(Subject):
     # --- what is held -----------------------------------------------------------------------------------------------
 
     def _look(self, token_id: str) -> _Held | None:
-        """Whoever made a token a moment ago and uses it may be quicker than the watch."""
+        """Whoever made a token a moment ago and uses it may be quicker than the watch.
+
+        :raises StoreUnavailable: the store cannot be asked, or could not a moment ago.
+        """
+        if self._trouble is not None or not self._is_loaded:
+            raise self._unknown()
         second = int(time.monotonic())
         with self._lock:
             if second != self._second:
@@ -182,9 +188,9 @@ class Access(Subject):
             is_allowed = self._looks <= self._LOOKS_A_SECOND
             changes = self._changes
         if not is_allowed:
-            if self._trouble is not None or not self._is_loaded:
-                raise self._unknown()
-            return None
+            # The watch tells of a new one soon enough, and whoever guesses has time.
+            time.sleep(self._PAUSE_S)
+            return self._held.get(token_id)
         try:
             [entry] = self._store.get([keys.token(token_id)])
         except StoreUnavailable as error:
