@@ -178,7 +178,7 @@ class Access(Subject):
 
         :raises StoreUnavailable: the store cannot be asked, or could not a moment ago.
         """
-        if self._trouble is not None or not self._is_loaded:
+        if self._trouble is not None:
             raise self._unknown()
         second = int(time.monotonic())
         with self._lock:
