@@ -1,8 +1,9 @@
-"""What etcd can say about its health: by gRPC, and what only its metrics tell by HTTP, which is on the same port."""
+"""What etcd can say about its health: by gRPC, and by HTTP on the same port, where it tells more, and to everybody."""
 
 from __future__ import annotations
 
 import http.client
+import json
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from mr.errors import StoreUnavailable
 from mr.findings import Finding, counted, judge_clock, size, skew
 from mr.kv.etcd.cluster import Cluster
 from mr.kv.etcd.endpoint import Endpoint, Metadata
-from mr.kv.etcd.failures import Failure
+from mr.kv.etcd.failures import Failure, Refused
 from mr.kv.etcd.wire import ALARMS, MEMBER_LIST, STATUS, MemberListRequest, StatusRequest
 
 _NEARLY_FULL = 0.8
@@ -25,28 +26,30 @@ _OLD = (3, 5)
 _ROLES_HOLD = (3, 5, 28)
 """Older ones do not check roles inside nested transactions: CVE-2026-33343."""
 
-_METRICS = re.compile(
-    rb"^(etcd_server_quota_backend_bytes|etcd_debugging_mvcc_(?:compact|current)_revision) (\S+)$", re.MULTILINE
-)
-_QUOTA, _COMPACTED, _CURRENT = (
-    "etcd_server_quota_backend_bytes",
-    "etcd_debugging_mvcc_compact_revision",
-    "etcd_debugging_mvcc_current_revision",
-)
+_METRIC = re.compile(rb"^(etcd_[a-z_]+) (\S+)$", re.MULTILINE)
+_QUOTA = "etcd_server_quota_backend_bytes"
+_DATABASE = "etcd_mvcc_db_total_size_in_bytes"
+_IN_USE = "etcd_mvcc_db_total_size_in_use_in_bytes"
+_LEADS = "etcd_server_is_leader"
+_IS_LED = "etcd_server_has_leader"
+_COMPACTED = "etcd_debugging_mvcc_compact_revision"
+_CURRENT = "etcd_debugging_mvcc_current_revision"
 
 
 class _Server(NamedTuple):
-    """One that answered. Numbers are 0 where nobody told them."""
+    """One that answered. Its database is measured in bytes; of what nobody told, numbers are 0."""
 
     address: str
-    member: int
     version: str
-    leader: int
-    database: int
-    in_use: int
+    leads: bool
+    is_led: bool
+    database: float
+    in_use: float
     quota: float
-    errors: tuple[str, ...]
-    metrics: dict[str, float]
+    alarms: str
+    current: float
+    """The newest revision, and the newest that was compacted away: -1 where none ever was."""
+    compacted: float
     ahead: tuple[float, float] | None
 
 
@@ -68,6 +71,10 @@ def examine(cluster: Cluster) -> list[Finding]:
             )
             found.append(Finding("warning", "store", text, advice))
             continue
+        if server is None:
+            text = f"etcd at {endpoint.address} answers; how it is it tells administrators only."
+            found.append(Finding("ok", "store", text))
+            continue
         servers.append(server)
         found += _of_server(server, has_user=bool(metadata))
     found += _members(connected, metadata, len(cluster.endpoints()))
@@ -77,41 +84,62 @@ def examine(cluster: Cluster) -> list[Finding]:
     return found
 
 
-def _look_at(endpoint: Endpoint, metadata: Metadata) -> _Server:
-    """:raises Failure: it does not answer."""
-    status = endpoint.call(STATUS, StatusRequest(), metadata)
-    metrics: dict[str, float] = {}
-    ahead = None
+def _look_at(endpoint: Endpoint, metadata: Metadata) -> _Server | None:
+    """None: it tells this user nothing.
+
+    :raises Failure: it does not answer.
+    """
+    told = _by_http(endpoint)
     try:
-        answer = endpoint.ask("/metrics")
-    except (OSError, ValueError, http.client.HTTPException):
-        # It may be told to speak HTTP elsewhere (--listen-client-http-urls), or be behind something that does not.
-        pass
-    else:
-        ahead = skew(answer.date, answer.asked, answer.answered)
-        if answer.status == 200:
-            metrics = {name.decode(): float(value) for name, value in _METRICS.findall(answer.body)}
+        status = endpoint.call(STATUS, StatusRequest(), metadata)
+    except Refused:
+        # Only administrators may ask, where there are users.
+        return told
+    leads = status.leader == status.header.member_id
+    known = told or _Server(endpoint.address, "", leads, True, 0, 0, 0, "", 0, 0, None)
+    return known._replace(
+        version=status.version,
+        leads=leads,
+        is_led=status.leader != 0,
+        database=status.dbSize,
+        in_use=status.dbSizeInUse,
+        quota=status.dbSizeQuota or known.quota,
+        alarms=" ".join((*status.errors, known.alarms)),
+    )
+
+
+def _by_http(endpoint: Endpoint) -> _Server | None:
+    """What it tells everybody; None where it does not, as when it speaks HTTP elsewhere."""
+    try:
+        version, metrics = endpoint.ask("/version"), endpoint.ask("/metrics")
+        health = endpoint.ask("/health")
+        name = str(json.loads(version.body)["etcdserver"])
+        told = {name.decode(): float(value) for name, value in _METRIC.findall(metrics.body)}
+    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
+        return None
     return _Server(
         endpoint.address,
-        status.header.member_id,
-        status.version,
-        status.leader,
-        status.dbSize,
-        status.dbSizeInUse,
-        status.dbSizeQuota or metrics.get(_QUOTA, 0.0),
-        tuple(status.errors),
-        metrics,
-        ahead,
+        name,
+        bool(told.get(_LEADS)),
+        bool(told.get(_IS_LED, 1)),
+        told.get(_DATABASE, 0),
+        told.get(_IN_USE, 0),
+        told.get(_QUOTA, 0),
+        health.body.decode("utf-8", "replace"),
+        told.get(_CURRENT, 0),
+        told.get(_COMPACTED, 0),
+        skew(version.date, version.asked, version.answered),
     )
 
 
 def _of_server(server: _Server, has_user: bool) -> list[Finding]:
     name = f"etcd {server.version} at {server.address}"
     room = f" of a quota of {size(server.quota)}" if server.quota else ", of a quota that it does not tell"
-    role = "the leader" if server.leader == server.member else "a follower"
-    text = f"{name} is {role}; its database has {size(server.database)}{room}."
+    text = (
+        f"{name} is {'the leader' if server.leads else 'a follower'}; its database has {size(server.database)}{room}."
+    )
     found = [Finding("ok", "store", text)]
-    if not server.leader:
+    if not server.is_led:
         advice = "See that a majority of its members runs and that they reach each other."
         found = [Finding("problem", "store", f"{name} has no leader: the store takes nothing.", advice)]
     return [*found, *_version(server, name, has_user), *_room(server, name)]
@@ -162,7 +190,7 @@ def _members(endpoint: Endpoint, metadata: Metadata, named: int) -> list[Finding
 
 
 def _alarms(servers: Sequence[_Server]) -> list[Finding]:
-    told = " ".join(error for server in servers for error in server.errors)
+    told = " ".join(server.alarms for server in servers)
     found = []
     if ALARMS[1] in told:
         text = "etcd has raised the alarm NOSPACE: its database has reached its quota, and it takes no more writes."
@@ -182,12 +210,11 @@ def _alarms(servers: Sequence[_Server]) -> list[Finding]:
 
 def _history(servers: Sequence[_Server]) -> list[Finding]:
     """Whether etcd forgets old values. It does not tell how it is told to, but how much it keeps."""
-    current = max((server.metrics.get(_CURRENT, 0.0) for server in servers), default=0.0)
-    # Minus one where nothing was ever compacted.
-    compacted = max((server.metrics.get(_COMPACTED, 0.0) for server in servers), default=0.0)
+    current = max((server.current for server in servers), default=0)
+    compacted = max((server.compacted for server in servers), default=0)
     if not current:
         return []
-    kept = int(current - max(0.0, compacted))
+    kept = int(current - max(0, compacted))
     advice = (
         "Start etcd with --auto-compaction-mode=periodic --auto-compaction-retention=10m, or run etcdctl compact by "
         "the clock: every change of every key counts against the quota until then."
