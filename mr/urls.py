@@ -43,6 +43,8 @@ def parse_servers(url: str) -> Servers:
     if userinfo and parts.scheme.startswith("nsq"):
         raise ValueError("NSQ has no users: give ?secret=… instead")
     username, _, password = userinfo.partition(":")
+    if password and not username:
+        raise ValueError("a password needs a name before it, as in name:password@")
     port = DEFAULT_PORTS[parts.scheme]
     addresses = tuple(address(host, port) for host in comma_separated(hosts))
     if not addresses:
@@ -66,6 +68,10 @@ def _check_options(scheme: str, options: dict[str, str]) -> None:
     tls = options.get("tls", "0")
     if tls not in ("0", "1"):
         raise ValueError(f"tls is 1 or 0, not {tls!r}")
+    if "key" in options and "cert" not in options:
+        raise ValueError("key is that of a certificate: give cert, too")
+    if scheme == "etcds" and "cert" in options and "key" not in options:
+        raise ValueError("cert needs the key that is its own: give key, too")
     if scheme.startswith("nsq") and tls == "0" and _CERTIFICATES & options.keys():
         raise ValueError(f"{', '.join(sorted(_CERTIFICATES & options.keys()))} without tls=1 would not be used")
 

@@ -82,19 +82,21 @@ class Cluster:
         if not isinstance(failure, Refused):
             endpoint.is_greeted = False
             self._process.leave(endpoint)
-        elif metadata and self._process.token == metadata[0][1]:
+        elif self._servers.username and metadata == self._process.metadata:
             self._process.token = None
 
     def refusal(self, error: Refused, endpoint: Endpoint, about: str = "") -> Refusal:
         """What a refusal means and what to do about it."""
         server, user = f"etcd at {endpoint.address}", self._servers.username
         if error.why is Why.DENIED:
-            who = f"the user {user!r}" if user else "a client without a user's name"
             on = f" on {about}" if about else ""
-            text = (
-                f"{server} does not let {who} do this: permission denied{on}. Grant a role of that user the permission "
-                f"readwrite: etcdctl role grant-permission --prefix ROLE readwrite PREFIX"
+            advice = (
+                "Grant a role of that user the permission: etcdctl role grant-permission --prefix ROLE readwrite PREFIX"
+                if user
+                else "Put the name and the password of a user who may into MR_KV_URL, before an @."
             )
+            who = f"the user {user!r}" if user else "a client without a name"
+            text = f"{server} does not let {who} do this: permission denied{on}. {advice}"
         elif error.why is Why.WRONG_PASSWORD:
             text = f"{server} does not let the user {user!r} in: the name or the password in MR_KV_URL is wrong."
         elif error.why is Why.TOKEN and not user:

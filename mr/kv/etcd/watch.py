@@ -170,7 +170,8 @@ class EtcdWatch(Watch):
                     # What is refused once may have been for an old token.
                     refusals += 1
                     if refusals > 1:
-                        self._tell(self._cluster.refusal(failure, endpoint, "a prefix that is watched"))
+                        about = f"keys that begin with {' or '.join(map(repr, self._seen))}"
+                        self._tell(self._cluster.refusal(failure, endpoint, about))
             with self._changed:
                 self._changed.wait_for(lambda: self._is_closed, pause)
             pause = min(_LAST_PAUSE_S, 2 * pause)
