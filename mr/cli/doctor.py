@@ -47,7 +47,7 @@ class _Aside(Generic[T]):
             text = f"No answer within {_PATIENCE_S:g} s."
             return otherwise(Finding("problem", self._name, text, "See whether it hangs, and what it is busy with."))
         if self._error is not None:
-            text = f"The check went wrong: {type(self._error).__name__}: {self._error}"
+            text = f"The check went wrong: {type(self._error).__name__}: {self._error}."
             return otherwise(Finding("problem", self._name, text, "Mend what it names, or report it to JobX."))
         return self._answer
 
