@@ -327,7 +327,7 @@ def test_an_nsqd_that_comes_later_is_found(
         assert len({d.body for d in take(consumer, 10) if d.body.startswith(b"after")}) > 0
 
 
-def test_what_nsqlookupd_knew_still_holds_while_it_is_down(
+def test_what_nsqlookupd_knew_still_holds_while_it_is_down_and_when_it_has_forgotten(
     tmp_path: Path, make_nsqd: MakeNsqd, open_queue: OpenQueue, consume: Callable[..., Consumer], topic: str
 ) -> None:
     need("nsq")
@@ -338,6 +338,12 @@ def test_what_nsqlookupd_knew_still_holds_while_it_is_down(
         assert str(queue.nodes()[0].http_port) == nsqd.http_address.rpartition(":")[2]
         consumer = consume(queue, topic)
         until_connected(nsqd, topic)
+        lookupd.restart()
+        asked = lookupd.log.count("/nodes")
+        # An nsqd takes some seconds to register again; until then this is an answer that names none.
+        wait_until(lambda: lookupd.log.count("/nodes") > asked, "it was asked again", PATIENCE)
+        queue.publish(messages(topic, 10))
+        assert len(take(consumer, 10)) == 10
         lookupd.kill()
         nsqd.restart()
         wait_until(lambda: consumer.restarts() > 0, "it was found again", PATIENCE)

@@ -16,6 +16,8 @@ LOOKUP_S = 2.0
 """How old an answer of nsqlookupd may be."""
 
 _TIMEOUT_S = 1.5
+# nsqd register anew up to 15 s after a nsqlookupd has restarted; until then it knows of none.
+_KEEP_S = 60.0
 # A nsqlookupd that did not answer is left alone for so long.
 _AVOID_S = 5.0
 
@@ -36,6 +38,7 @@ class Lookup:
         self._settings = settings
         self._lock = threading.Lock()
         self._nodes: tuple[Node, ...] | None = None
+        self._seen: dict[Node, float] = {}
         self._asked = float("-inf")
         self._avoided: dict[Address, float] = {}
         self._problems: dict[Address, str] = {}
@@ -69,13 +72,12 @@ class Lookup:
         if self._is_fresh():
             return
         now = time.monotonic()
-        found: dict[Address, Node] = {}
         answered = False
         for address in self._settings.addresses:
             if self._avoided.get(address, 0.0) > now:
                 continue
             try:
-                found |= {node.address: node for node in self._with_http_port(_ask(address))}
+                self._seen |= dict.fromkeys(self._with_http_port(_ask(address)), now)
             except (OSError, ValueError, http.client.HTTPException) as error:
                 self._avoid(address, error)
             else:
@@ -84,7 +86,8 @@ class Lookup:
                     log.info("nsqlookupd %s answers again", address)
         # Without an answer, what was known still is the best guess.
         if answered:
-            self._nodes = tuple(found.values())
+            self._seen = {node: seen for node, seen in self._seen.items() if now - seen < _KEEP_S}
+            self._nodes = tuple({node.address: node for node in self._seen}.values())
         self._asked = now
 
     def _with_http_port(self, nodes: list[Node]) -> list[Node]:

@@ -115,7 +115,6 @@ class Switchboard:
     # --- the thread -------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
         try:
             self._loop.run_until_complete(self._serve())
         except Exception:
