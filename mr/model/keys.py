@@ -190,11 +190,12 @@ def of_request(workflow_name: str, request_id: str) -> list[str]:
 class Space(NamedTuple):
     """One key of a workflow or, where it ends in a slash, all keys that begin with it.
 
-    ``worker`` is what a worker that serves the workflow does with them; what it needs not at all is not its to read.
+    ``right`` is what a worker or a front end that serves the workflow does with them: ``nothing`` are those that people
+    read. A front end reads ``token/``, too, which belongs to no workflow.
     """
 
     key: str
-    worker: Literal["nothing", "read", "readwrite"]
+    right: Literal["nothing", "read", "readwrite"]
 
 
 def of_workflow(name: str) -> list[Space]:
