@@ -19,8 +19,9 @@ _ENOUGH = 16
 _HOLD_S = 0.002
 _FIRST_PAUSE_S = 0.01
 _LAST_PAUSE_S = 1.0
+_COMMITS = 2
 _QUESTIONS = 2
-"""How many reads may be on their way at once: the more there are, the less each is a group."""
+"""How many of them may be on their way at once: the more there are, the less each is a group."""
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class _Waiting:
 class GroupCommit:
     """Commits changes until their outcome is definite: an unknown one is repeated, an unreachable store waited for.
 
-    Call from the loop's thread only. ``store`` is used from that thread where it is local, else from one other. While
+    Call from the loop's thread only. ``store`` is used from that thread where it is local, else from others. While
     ``are_more_coming``, a small group is held back for two milliseconds at most: a commit of many costs little more
     than a commit of one.
     """
@@ -47,10 +48,10 @@ class GroupCommit:
     def __init__(self, store: Store, loop: asyncio.AbstractEventLoop, are_more_coming: Callable[[], bool]) -> None:
         self._store, self._loop = store, loop
         self._are_more_coming = are_more_coming
-        self._calls = Calls(store.local, 1, "commit")
+        self._calls = Calls(store.local, _COMMITS, "commit")
         self._waiting: list[_Waiting] = []
         self._is_due = False
-        self._busy = False
+        self._running = 0
         self._held: asyncio.TimerHandle | None = None
         self.is_closing = False
         """From now on a store that does not answer is not waited for."""
@@ -66,7 +67,7 @@ class GroupCommit:
 
     def _add(self, waiting: _Waiting) -> None:
         self._waiting.append(waiting)
-        if not self._is_due and not self._busy:
+        if not self._is_due and self._running < _COMMITS:
             self._is_due = True
             self._loop.call_soon(self._flush)
 
@@ -82,7 +83,7 @@ class GroupCommit:
         if self._held is not None:
             self._held.cancel()
             self._held = None
-        if self._busy:
+        if self._running >= _COMMITS:
             return
         group, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
         group = [waiting for waiting in group if not waiting.future.cancelled()]
@@ -90,10 +91,10 @@ class GroupCommit:
             if self._store.local:
                 self._settle(group, self._carry_out(group))
             else:
-                self._busy = True
+                self._running += 1
                 task = self._loop.create_task(self._calls.make(self._carry_out, group))
                 task.add_done_callback(lambda done: self._returned(group, done))
-        if self._waiting and not self._busy and not self._is_due:
+        if self._waiting and self._running < _COMMITS and not self._is_due:
             self._is_due = True
             self._loop.call_soon(self._flush)
 
@@ -109,7 +110,7 @@ class GroupCommit:
             return [self._carry_out([waiting])[0] for waiting in group]
 
     def _returned(self, group: list[_Waiting], done: asyncio.Task[list[Outcome | Exception]]) -> None:
-        self._busy = False
+        self._running -= 1
         if done.cancelled():
             return
         self._settle(group, done.result())

@@ -18,12 +18,11 @@ from mr.model.entities import Handler
 from mr.queue.base import Delivery
 from mr.worker.calls import Calls
 from mr.worker.group import GroupCommit, GroupRead, Outbox
+from mr.worker.pace import WAIT_FOR_RUNNER_S
 
 _FIRST_PAUSE_S = 0.05
 _LAST_PAUSE_S = 2.0
 _BREATHE_S = 0.01
-_WAIT_FOR_RUNNER_S = 0.5
-"""How long a claimed invocation waits for a runner before it is handed back, so that others may run it."""
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +60,10 @@ class Job:
         self._events: AsyncIterator[Event] | None = None
         self._loop = asyncio.get_running_loop()
         self._started = 0.0
+        self.runs = 0
+        """How many handlers were run."""
+        self.busy_s = 0.0
+        """How long they ran, and waited for a runner."""
         self._breathed = self._loop.time()
         self._spilled: set[str] = set()
         self._is_ended = False
@@ -165,11 +168,12 @@ class Job:
         handlers = [await self._handler(op.task.workflow_name, version) for version in op.handlers]
         combiner = handlers[1] if len(handlers) > 1 else None
         task = msgspec.structs.replace(op.task, handler=handlers[0], combiner=combiner)
+        waited_from = self._loop.time()
         try:
             pool = self._worker.pool
             runner = pool.take_idle()
             if runner is None:
-                runner = await asyncio.wait_for(pool.acquire(), _WAIT_FOR_RUNNER_S)
+                runner = await asyncio.wait_for(pool.acquire(), WAIT_FOR_RUNNER_S)
         except (TimeoutError, asyncio.TimeoutError, RunnerBroken) as error:
             self._worker.is_crowded()
             raise ops.HandBack from error
@@ -178,6 +182,7 @@ class Job:
             raise ops.HandBack
         self._events = runner.run(task, op.items)
         self._started = self._loop.time()
+        self.busy_s += self._started - waited_from
         self._worker.starts()
 
     async def _next_event(self) -> Event:
@@ -195,7 +200,10 @@ class Job:
         events, runner = self._events, self._runner
         self._events = self._runner = None
         if events is not None:
-            self._worker.ran(self._loop.time() - self._started)
+            seconds = self._loop.time() - self._started
+            self.runs += 1
+            self.busy_s += seconds
+            self._worker.ran(seconds)
             await events.aclose()  # type: ignore[attr-defined]
         if runner is not None:
             self._worker.pool.release(runner)

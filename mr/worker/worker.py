@@ -30,15 +30,12 @@ from mr.queue.base import Delivery, Queue
 from mr.worker.calls import Calls
 from mr.worker.group import GroupCommit, GroupRead, Outbox
 from mr.worker.job import Job
+from mr.worker.pace import MOST_PER_RUNNER, Pace
 from mr.worker.registry import Registry
 from mr.worker.sweeps import Sweeps
 from mr.worker.tenure import Tenure
 
 _VISIBILITY_S = 60.0
-_MOST_PER_RUNNER = 16
-_AHEAD_S = 0.02
-"""How much work a runner should have before it, in seconds."""
-_SHORT_S = 0.003
 _FINISH_AFTER_S = 0.005
 _POLL_S = 2.0
 _DRAIN_S = 8.0
@@ -80,8 +77,8 @@ class Worker:
         self.is_stopping = False
         self._config = config
         self._runners = config.runners
-        self._depth = 1
-        self._mean_s = _AHEAD_S
+        self._pace = Pace(config.runners)
+        self._is_listening = False
         self._running = 0
         self._queue_down_until = 0.0
         self._backlog: deque[Delivery] = deque()
@@ -118,7 +115,7 @@ class Worker:
         self._publishing = Calls(queue.local, 1, "publish")
         self.wakes: Outbox[Wake] = Outbox(loop, self._publish)
         self._finished: Outbox[Delivery] = Outbox(loop, self._finish, _FINISH_AFTER_S)
-        most = self._runners * _MOST_PER_RUNNER
+        most = self._runners * MOST_PER_RUNNER
         self._consumer = queue.consumer(self._config.channel, max_in_flight=3 * most, visibility=_VISIBILITY_S)
         self._sweeps = Sweeps(self, env)
         self._registry = Registry(self, self._config, self._tenure.lease)
@@ -127,7 +124,6 @@ class Worker:
         await self._follow()
         # Who waits for this worker to be ready may ask for it right away.
         await self._registry.settle()
-        loop.add_reader(self._consumer.fileno(), self._pump_soon)
         timers = [
             asyncio.create_task(self._every(self._config.lease_s / 5, self._tenure.renew)),
             asyncio.create_task(self._every(self._config.lease_s / 20, self._tenure.check)),
@@ -248,21 +244,19 @@ class Worker:
 
     def is_crowded(self) -> None:
         """Handlers run longer than they did: nothing more is claimed ahead of runners."""
-        self._mean_s = max(self._mean_s, _AHEAD_S)
-        self._depth = 1
+        self._pace.is_crowded()
 
     def starts(self) -> None:
         """A runner is about to run a handler."""
         self._running += 1
 
     def _are_more_coming(self) -> bool:
-        return self._running > 0 and self._mean_s < _SHORT_S
+        return self._running > 0 and self._pace.is_short
 
     def ran(self, seconds: float) -> None:
-        """Learns how long handlers run, and from it how many messages to hold."""
+        """A handler ran for so long."""
         self._running -= 1
-        self._mean_s += 0.2 * (seconds - self._mean_s)
-        self._depth = max(1, min(_MOST_PER_RUNNER, int(_AHEAD_S / max(self._mean_s, 1e-4))))
+        self._pace.ran(seconds)
 
     def has_room(self, for_s: float) -> bool:
         """Whether runners have been waiting for messages for so long."""
@@ -287,23 +281,35 @@ class Worker:
         self._is_pumping = False
         if self.is_stopping:
             return
-        most = self._runners * self._depth
-        # Where handlers are short, as many messages again are at hand, so that they are taken many at a time.
-        room = (most if self._depth == 1 else 2 * most) - len(self._backlog) - len(self._jobs)
-        is_down = self._queue_down_until > self._loop.time()
-        if len(self._backlog) <= most // 4 and room > 0 and not is_down:
+        if self._wants_messages():
             try:
-                self._backlog += self._consumer.receive(room, 0)
+                self._backlog += self._consumer.receive(self._room(), 0)
             except QueueUnavailable as error:
                 log.warning("the queue does not answer, trying again: %s", error)
                 self._queue_down_until = self._loop.time() + _QUEUE_PAUSE_S
-        while self._backlog and len(self._jobs) < most:
+        while self._backlog and len(self._jobs) < self._pace.most:
             self._begin(self._backlog.popleft())
+        self._listen(self._wants_messages())
         is_idle = not self._backlog and len(self._jobs) < self._runners
         if not is_idle:
             self._idle_since = None
         elif self._idle_since is None:
             self._idle_since = self._loop.time()
+
+    def _room(self) -> int:
+        return self._pace.hoard - len(self._backlog) - len(self._jobs)
+
+    def _wants_messages(self) -> bool:
+        is_down = self._queue_down_until > self._loop.time()
+        return not is_down and len(self._backlog) <= self._pace.most // 4 and self._room() > 0
+
+    def _listen(self, is_to: bool) -> None:
+        """Hears of messages only while it would take them: a descriptor stays readable until they are taken."""
+        if is_to and not self._is_listening:
+            self._loop.add_reader(self._consumer.fileno(), self._pump_soon)
+        elif self._is_listening and not is_to:
+            self._loop.remove_reader(self._consumer.fileno())
+        self._is_listening = is_to
 
     def _begin(self, delivery: Delivery) -> None:
         try:
@@ -318,6 +324,7 @@ class Worker:
 
     async def _work(self, job: Job, flow: object) -> None:
         fields = {"workflow": job.workflow, "request": job.request_id}
+        began = self._loop.time()
         try:
             await job.run(flow)  # type: ignore[arg-type]
         except HandBack:
@@ -326,6 +333,8 @@ class Worker:
             log.exception("something went wrong with request %s of %s", job.request_id, job.workflow, extra=fields)
             self._requeue(job, _TROUBLE_PAUSE_S)
         else:
+            if job.runs:
+                self._pace.took((self._loop.time() - began - job.busy_s) / job.runs)
             if job.delivery is not None:
                 self._finished.add(job.delivery)
 
@@ -368,7 +377,7 @@ class Worker:
         """Stops taking, lets handlers finish for a while, hands back the rest, and then lets go of everything."""
         log.info("worker %s stops: %d invocations are let finish", self.name, len(self._jobs))
         self.is_stopping = True
-        self._loop.remove_reader(self._consumer.fileno())
+        self._listen(False)
         self._sweeps.stop()
         renewing, checking, *others = timers
         for timer in others:

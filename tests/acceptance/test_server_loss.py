@@ -120,7 +120,7 @@ def test_the_answer_is_right_when_the_only_nsqd_is_killed_full_of_messages_and_e
     assert cluster.etcd is not None
     [nsqd], [etcd] = cluster.nsqds, cluster.etcd.nodes
     # Many requests at once, so that much waits however few messages are sent ahead for each.
-    few, requests = 20, CHILDREN // 20
+    few, requests = 5, CHILDREN // 5
     started = [posts.submit(few, f"request {number}") for number in range(requests)]
     until(lambda: depth(nsqd) > requests // 2 and posts.executions() > 0, LIMIT_S, cluster.logs)
     held = depth(nsqd)

@@ -412,7 +412,7 @@ jobs: {top: {step: top}}
 def test_a_worker_takes_over_from_one_that_lost_its_lease_while_it_ran_much(platform: Bench) -> None:
     marks = platform.directory / "marks"
     many = "def mapper(arguments):\n    yield MrConfigureToMap('touch')\n    for _, path in arguments:\n"
-    many += "        for number in range(60):\n            yield number, [path, 0.1]\n"
+    many += "        for number in range(200):\n            yield number, [path, 0.1]\n"
     platform.apply({**FILES, "fan.py": many})
     platform.worker(MR_RUNNERS=4)
     request_id = platform.submit("fan", x=str(marks))
@@ -424,4 +424,4 @@ def test_a_worker_takes_over_from_one_that_lost_its_lease_while_it_ran_much(plat
         assert owned is not None
         platform.store.revoke(owned.lease)
     assert platform.wait(request_id).state == "done"
-    assert platform.pairs(request_id) == [["ran", 60]]
+    assert platform.pairs(request_id) == [["ran", 200]]

@@ -13,6 +13,7 @@ from mr.kv.base import Compare, Outcome, Put, Txn, Verdict
 from mr.kv.memory import MemoryStore
 from mr.model.records import Mark
 from mr.worker.group import GroupCommit, Outbox
+from mr.worker.pace import MOST_PER_RUNNER, Pace
 from mr.worker.tenure import Tenure
 
 
@@ -143,3 +144,47 @@ def test_an_outbox_hands_over_what_was_gathered_in_one_piece(hold_s: float) -> N
 
     asyncio.run(run())
     assert sent == [[1, 2, 3]]
+
+
+# --- pace ---------------------------------------------------------------------------------------------------------
+
+
+def paced(runners: int, run_s: float, around_s: float) -> Pace:
+    pace = Pace(runners)
+    for _ in range(100):
+        pace.ran(run_s)
+        pace.took(around_s)
+    return pace
+
+
+def test_a_worker_begins_with_no_more_than_it_has_runners() -> None:
+    assert Pace(4).most == 4
+    assert Pace(4).hoard == 4
+
+
+@pytest.mark.parametrize(
+    ("run_s", "around_s", "most"),
+    [
+        (0.02, 0.02, 16),  # as long around a run as in it: twice as many as runners
+        (0.02, 0.0, 8),
+        (0.1, 0.05, 12),
+        (0.2, 0.002, 8),
+        (5.0, 5.0, 8),  # what is claimed ahead would wait too long
+        (0.0001, 1.0, 8 * MOST_PER_RUNNER),
+    ],
+)
+def test_more_is_worked_on_than_runs_where_the_store_takes_its_time(run_s: float, around_s: float, most: int) -> None:
+    assert paced(8, run_s, around_s).most == most
+
+
+def test_short_handlers_are_gathered_and_hoarded_for() -> None:
+    assert paced(2, 0.001, 0.001).is_short
+    assert paced(2, 0.001, 0.001).hoard == 2 * paced(2, 0.001, 0.001).most
+    assert not paced(2, 0.1, 0.001).is_short
+    assert paced(2, 0.1, 0.001).hoard == 2
+
+
+def test_an_invocation_that_waited_in_vain_takes_the_worker_back_to_its_runners() -> None:
+    pace = paced(2, 0.001, 0.01)
+    pace.is_crowded()
+    assert (pace.most, pace.is_short) == (2, False)
