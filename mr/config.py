@@ -237,6 +237,11 @@ class Config:
     """How long a worker that went silent is believed to be alive."""
     max_lost: int = field(default=20, metadata=by(whole_number(0, 1_000_000)))
     max_body_bytes: int = field(default=1024 * 1024, metadata=by(whole_number(1, 2**40)))
+    max_open_requests: int = field(default=10_000, metadata=by(whole_number(0)))
+    """How many requests of a workflow may be open before posts are turned away; 0: any number. Workflows may have
+    a number of their own, as for the next."""
+    max_invocations: int = field(default=1_000_000, metadata=by(whole_number(0)))
+    """How many invocations of a workflow may be in flight before posts are turned away; 0: any number."""
     max_depth: int = field(default=64, metadata=by(whole_number(1, 10_000)))
     max_wait_s: float = field(default=300.0, metadata=by(seconds(0, 86400)))
     input_allow: tuple[str, ...] = field(default=(), metadata=by(comma_separated))

@@ -51,6 +51,8 @@ def bring_in(opened: Store, found: Directory, *, dry: bool = False) -> list[Diff
 
     def edit(draft: Draft) -> None:
         draft.handlers, draft.steps, draft.jobs = dict(found.handlers), dict(found.steps), dict(found.jobs)
+        # What an operator has set stays, where the directory says nothing of it.
+        draft.limits = draft.limits if found.limits is None else found.limits
 
     return catalog.change(opened, found.workflow, edit, create=True, dry=dry)
 

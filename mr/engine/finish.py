@@ -69,7 +69,7 @@ def fail_or_retry(env: Env, hold: Hold, event: Failed | None, is_final: bool = F
     if not is_final and hold.record.failures + 1 < step.max_attempts:
         yield from _retry(env, hold, failure, output)
         return
-    change, is_tolerated = t.fail(hold, failure, output, env.settings.shards, env.clock())
+    change, is_tolerated = t.fail(hold, failure, output, env.clock())
     answer = yield Commit(change)
     if not answer.ok:
         yield from abandon(hold)
@@ -81,7 +81,7 @@ def fail_or_retry(env: Env, hold: Hold, event: Failed | None, is_final: bool = F
     message = f"{failure.exception_type}: {failure.exception_message}"
     log.log(level, "%s of %s failed: %s (%s)", hold.id, hold.scene.workflow, message, place, extra=fields)
     if is_tolerated and hold.seal is not None and hold.seal.record is not None:
-        yield from after_child(env, hold.scene, ids.map_of(hold.id), hold.seal.record, None)
+        yield from after_child(env, hold.scene, ids.map_of(hold.id), hold.seal.record, answer.versions, has_failed=True)
 
 
 def _retry(env: Env, hold: Hold, failure: Failure, output: tuple[str, str]) -> Flow[None]:

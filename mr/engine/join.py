@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -30,30 +31,33 @@ def wake_reduces(scene: Scene, record: Invocation) -> Flow[None]:
 
 def wake_children(env: Env, scene: Scene, parent_id: str, sealed: Seal, slots: Iterable[int]) -> Flow[None]:
     wakes = []
-    chunk = 0
     for slot in slots:
-        while chunk + 1 < len(sealed.bounds) and sealed.bounds[chunk + 1] <= slot:
-            chunk += 1
         child = ids.child_of(parent_id, sealed.nonce, slot)
-        wakes.append(wake(scene, sealed.step_name, child, chunk))
+        wakes.append(wake(scene, sealed.step_name, child, bisect_right(sealed.bounds, slot) - 1))
     for start in range(0, len(wakes), env.settings.page):
         yield Publish(tuple(wakes[start : start + env.settings.page]))
 
 
-def after_child(env: Env, scene: Scene, child_id: str, sealed: Seal, versions: tuple[int, ...] | None) -> Flow[None]:
-    """A child has ended: the next one is sent, and its parent released if that was the last one.
+def after_child(
+    env: Env, scene: Scene, child_id: str, sealed: Seal, versions: tuple[int, ...], has_failed: bool = False
+) -> Flow[None]:
+    """A child has ended: the next of its shard is sent, and its parent released if that was the last one.
 
-    ``versions`` are those of the child's completion, the first being its count's; None or empty where not known.
+    ``versions`` are those of the change that ended it, the first being its count's; empty where they are not known.
     """
-    parent_id, slot = ids.parent_of(child_id), ids.slot_of(child_id)
-    following = slot + env.settings.window
-    if following < sealed.children:
-        yield from wake_children(env, scene, parent_id, sealed, (following,))
-    shards = env.settings.shards
-    share = len(range(slot % shards, sealed.children, shards))
+    parent_id, shard = ids.parent_of(child_id), ids.slot_of(child_id) % sealed.shards
+    places = sealed.window // sealed.shards
+    if versions:
+        # So many of the shard have ended, and nobody else was told this number: what it sends, nobody else does.
+        following = range(versions[0] + places - 1, versions[0] + places)
+    else:
+        [count] = yield Get(((keys.count(scene.workflow, scene.id, parent_id, sealed.epoch, shard), Mark),))
+        following = range(count.version, count.version + places)
+    shares = range(shard, sealed.children, sealed.shards)
+    yield from wake_children(env, scene, parent_id, sealed, [shares[n] for n in following if n < len(shares)])
     # While children of one's own shard are missing, somebody else will be the last. In a later epoch only those are
     # counted that were run again, so the share is not known.
-    if versions and sealed.epoch == 0 and versions[0] < share:
+    if versions and not has_failed and sealed.epoch == 0 and versions[0] < len(shares):
         return
     yield from release(env, scene, parent_id, sealed.epoch)
 
@@ -89,12 +93,15 @@ def read_join(env: Env, scene: Scene, parent_id: str, epoch: int) -> Flow[_Join]
     )
 
 
-def release(env: Env, scene: Scene, parent_id: str, epoch: int) -> Flow[None]:
-    """Looks whether a waiting parent's children have all ended, or too many failed, and commits what follows."""
+def release(env: Env, scene: Scene, parent_id: str, epoch: int) -> Flow[int]:
+    """Looks whether a waiting parent's children have all ended, or too many failed, and commits what follows.
+
+    Answers how many have ended.
+    """
     join = yield from read_join(env, scene, parent_id, epoch)
     parent, sealed = join.parent.record, join.sealed.record
     if parent is None or sealed is None or parent.state != "waiting" or parent.epoch != epoch:
-        return
+        return 0
     if join.failed > sealed.tolerated:
         yield from _exceed(env, scene, join)
     elif join.ended == parent.need:
@@ -102,6 +109,7 @@ def release(env: Env, scene: Scene, parent_id: str, epoch: int) -> Flow[None]:
         answer = yield Commit(change)
         if answer.ok:
             yield from wake_reduces(scene, reducing)
+    return join.ended
 
 
 def _exceed(env: Env, scene: Scene, join: _Join) -> Flow[None]:
@@ -120,12 +128,10 @@ def _exceed(env: Env, scene: Scene, join: _Join) -> Flow[None]:
         ),
         attempt=parent.attempt,
     )
-    change, is_tolerated = t.exceed(
-        scene, join.parent, join.sealed, above, failure, env.nonce(), env.settings.shards, env.clock()
-    )
+    change, is_tolerated = t.exceed(scene, join.parent, join.sealed, above, failure, env.nonce(), env.clock())
     answer = yield Commit(change)
     if answer.ok and is_tolerated and above is not None and above.record is not None:
-        yield from after_child(env, scene, parent.invocation_id, above.record, None)
+        yield from after_child(env, scene, parent.invocation_id, above.record, answer.versions, has_failed=True)
 
 
 def completion(env: Env, scene: Scene, map_id: str) -> Flow[None]:
@@ -149,6 +155,6 @@ def completion(env: Env, scene: Scene, map_id: str) -> Flow[None]:
     if not all(read.record is not None and read.record.ok for read in reads):
         return
     done = Done(ok=True, nonce=env.nonce(), partitions=record.partitions)
-    answer = yield Commit(t.complete(scene, map_read, above, done, env.settings.shards, env.clock()))
+    answer = yield Commit(t.complete(scene, map_read, above, done, env.clock()))
     if answer.ok and above is not None and above.record is not None:
         yield from after_child(env, scene, map_id, above.record, answer.versions)

@@ -15,6 +15,7 @@ from mr.engine.finish import abandon, clip, fail_or_retry, failed, input_is_miss
 from mr.engine.join import wake_children, wake_reduces
 from mr.engine.ops import Change, Commit, Committed, Env, Flow, Get, NextEvent, Read, Start, Stop
 from mr.engine.transitions import Hold
+from mr.engine.window import window
 from mr.handlers.protocol import Children, Direction, Failed, Finished, Output, Task
 from mr.model import ids, keys
 from mr.model.entities import Invocation
@@ -214,8 +215,10 @@ def _collect(env: Env, hold: Hold, combined: Gathering, event: Finished) -> Flow
 
 def _seal(env: Env, hold: Hold, step_name: str, chunks: _Chunks, event: Finished) -> Flow[Hold | None]:
     scene = hold.scene
+    above = None if hold.seal is None else hold.seal.record
+    size, shards = yield from window(env, scene, step_name, chunks.children, above)
     change, mapped, sealed = t.seal(
-        hold, step_name, chunks.bounds, chunks.children, _session(event), clip(env, event), env.clock()
+        hold, step_name, chunks.bounds, chunks.children, shards, size, _session(event), clip(env, event)
     )
     answer, following = yield from _commit(env, hold, change, mapped)
     if not answer.ok:
@@ -225,7 +228,7 @@ def _seal(env: Env, hold: Hold, step_name: str, chunks: _Chunks, event: Finished
             yield from abandon(hold)
             return None
     if chunks.children:
-        yield from wake_children(env, scene, hold.id, sealed, range(min(chunks.children, env.settings.window)))
+        yield from wake_children(env, scene, hold.id, sealed, range(min(chunks.children, size)))
     elif following is None:
         yield from wake_reduces(scene, mapped)
     return following

@@ -184,7 +184,7 @@ Flow = Generator[Op, Any, T]
 
 @dataclass(frozen=True)
 class Settings:
-    """What the protocol leaves open. ``window``: how many children of one parent are sent at a time."""
+    """What the protocol leaves open. ``window``: how many children of one parent are sent at a time, at most."""
 
     shards: int = 32
     window: int = 1000
@@ -221,9 +221,21 @@ class Env:
     lease: Callable[[], int] = lambda: 0
     """The worker's current lease."""
     capabilities: frozenset[str] = frozenset({"general"})
+    runners: int = 1
+    """How many invocations the worker runs at once."""
+    at_hand: Callable[[str, tuple[str, ...]], float | None] = lambda workflow, handlers: None
+    """How many invocations a worker has at hand for each of its runners, of those that take these versions of a mapper
+    and a reducer, as far as it knows."""
 
     @classmethod
-    def of(cls, config: Config, worker: str = "", lease: Callable[[], int] = lambda: 0) -> Env:
+    def of(
+        cls,
+        config: Config,
+        worker: str = "",
+        lease: Callable[[], int] = lambda: 0,
+        at_hand: Callable[[str, tuple[str, ...]], float | None] = lambda workflow, handlers: None,
+    ) -> Env:
         """What flows run in outside of tests; ``lease`` gives the worker's current one."""
         capabilities = frozenset(config.system_capabilities)
-        return cls(Settings.of(config), time.time, ids.new_nonce, random.random, worker, lease, capabilities)
+        settings = Settings.of(config)
+        return cls(settings, time.time, ids.new_nonce, random.random, worker, lease, capabilities, config.runners, at_hand)

@@ -98,11 +98,9 @@ def _part(env: Env, hold: Hold, dataset: Dataset, event: Finished) -> Flow[None]
 
 
 def _complete(env: Env, hold: Hold, dataset: Dataset, event: Finished) -> Flow[None]:
-    scene, settings = hold.scene, env.settings
+    scene = hold.scene
     done = Done(ok=True, nonce=hold.nonce, output=dataset)
-    change = t.complete(
-        scene, hold.map, hold.seal, done, settings.shards, env.clock(), hold=hold, output=clip(env, event)
-    )
+    change = t.complete(scene, hold.map, hold.seal, done, env.clock(), hold=hold, output=clip(env, event))
     answer = yield Commit(change)
     map_id = ids.map_of(hold.id)
     if not answer.ok:

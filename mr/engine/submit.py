@@ -41,8 +41,7 @@ def submit(
     """
     idempotency = None
     if key is not None:
-        path = keys.idempotency(request.workflow_name, request.job_name, key.digest)
-        [earlier] = yield Get(((path, Idempotency),))
+        earlier = yield from _earlier(request.workflow_name, request.job_name, key)
         if earlier.record is not None and earlier.record.expires_timestamp > env.clock():
             return _twin(earlier, key)
         record = Idempotency(
@@ -50,7 +49,7 @@ def submit(
             body_digest=key.body_digest,
             expires_timestamp=env.clock() + key.holds_s,
         )
-        idempotency = (path, earlier.modified, record)
+        idempotency = (earlier.key, earlier.modified, record)
     scene = Scene(request, 0, manifest)
     root_id = request.invocation_id
     job = manifest.jobs[request.job_name]
@@ -72,6 +71,23 @@ def submit(
         raise
     yield Publish((wake(scene, root.step_name, root_id),))
     return Accepted(request.request_id, True)
+
+
+def accepted_before(env: Env, workflow: str, job_name: str, key: Key) -> Flow[Accepted | None]:
+    """What :func:`submit` would answer without making a request; None: it would make one.
+
+    :raises IdempotencyMismatch: the key was used with another body.
+    """
+    earlier = yield from _earlier(workflow, job_name, key)
+    if earlier.record is None or earlier.record.expires_timestamp <= env.clock():
+        return None
+    return _twin(earlier, key)
+
+
+def _earlier(workflow: str, job_name: str, key: Key) -> Flow[Read[Idempotency]]:
+    earlier: Read[Idempotency]
+    [earlier] = yield Get(((keys.idempotency(workflow, job_name, key.digest), Idempotency),))
+    return earlier
 
 
 def _twin(earlier: Read[Idempotency], key: Key) -> Accepted:

@@ -13,12 +13,26 @@ from typing import Any
 from mr.engine import transitions as t
 from mr.engine.cleanup import cleanup
 from mr.engine.join import completion, release, wake
-from mr.engine.ops import Commit, Deliver, Env, Flow, Get, HandBack, List, LoadManifest, Publish, Read, Wake
+from mr.engine.ops import (
+    Change,
+    Commit,
+    Deliver,
+    Env,
+    Flow,
+    Get,
+    HandBack,
+    List,
+    LoadManifest,
+    Publish,
+    Read,
+    Wake,
+    Write,
+)
 from mr.engine.transitions import Scene
 from mr.errors import StoreUnavailable
 from mr.model import ids, keys
 from mr.model.entities import Invocation, Record, Request
-from mr.model.records import Idempotency, Mark, Owner, Seal
+from mr.model.records import Idempotency, Load, Mark, Owner, Seal
 
 _ENDED = ("done", "failed")
 
@@ -45,6 +59,10 @@ class Memory:
     """When the children of a waiting parent are looked at next."""
     ended: dict[str, int] = field(default_factory=dict)
     """How many of a parent's children, from the first on, are known to have ended."""
+    waiting: dict[str, int] = field(default_factory=dict)
+    """How many of a waiting parent's children had not ended when it was looked at last."""
+    told: tuple[Load, int] | None = None
+    """What was said last of how much there is to do, and under which lease; None: nothing yet."""
     broken: set[str] = field(default_factory=set)
     """Requests that could not be swept, each told once."""
     is_hurried: bool = False
@@ -64,6 +82,14 @@ class Memory:
         self.paces = {key: pace for key, pace in self.paces.items() if ids.request_of(key) in running}
         self.walks = {key: due for key, due in self.walks.items() if ids.request_of(key) in running}
         self.ended = {key: slots for key, slots in self.ended.items() if ids.request_of(key) in running}
+        self.waiting = {key: count for key, count in self.waiting.items() if ids.request_of(key) in running}
+
+    def still_waiting(self, parent_id: str, children: set[str]) -> None:
+        """Of a parent's children, no others wait for children of their own any more."""
+        for key in [key for key in self.waiting if key.startswith(f"{parent_id}.")]:
+            child = key[len(parent_id) + 1 :].partition(".")[0]
+            if f"{parent_id}.{child}" not in children:
+                del self.waiting[key]
 
 
 class Sweep:
@@ -103,6 +129,7 @@ class Sweep:
         self._memory.forget(running)
         # Not before: a round that was cut short may have told nobody of what has come.
         self._memory.offered = self._offered
+        yield from self._tell(len(running))
         yield from self._ended_requests()
 
     def _guarded(self, request_id: str, flow: Flow[Any]) -> Flow[None]:
@@ -116,6 +143,17 @@ class Sweep:
                 self._memory.broken.add(request_id)
                 fields = {"workflow": self._workflow, "request": request_id}
                 log.exception("request %s of %s cannot be swept", request_id, self._workflow, extra=fields)
+
+    def _tell(self, requests: int) -> Flow[None]:
+        """Says how much there is to do, where that is news: by it front ends turn posts away."""
+        memory, lease = self._memory, self._env.lease()
+        load = Load(requests=requests, invocations=requests + sum(memory.waiting.values()))
+        if memory.told == (load, lease):
+            return
+        key = keys.load(self._workflow)
+        writes = (Write(key, load, lease),) if requests else ()
+        answer = yield Commit(Change("load", (), writes, () if requests else (key,)))
+        memory.told = (load, lease) if answer.ok else None
 
     # --- running requests -----------------------------------------------------------------------------------------
 
@@ -133,9 +171,11 @@ class Sweep:
         while pending:
             record = pending.pop()
             if record.state == "waiting":
-                yield from release(self._env, scene, record.invocation_id, record.epoch)
+                ended = yield from release(self._env, scene, record.invocation_id, record.epoch)
+                self._memory.waiting[record.invocation_id] = record.need - ended
                 pending += yield from self._children(scene, record)
             else:
+                self._memory.waiting.pop(record.invocation_id, None)
                 yield from self._reduces(scene, record)
         if self._wakes:
             yield Publish(tuple(self._wakes))
@@ -206,8 +246,9 @@ class Sweep:
                 memory.ended[parent_id] = slots.stop
             if open_ones:
                 pending += yield from self._look(scene, open_ones, sealed.step_name)
-            if unfinished >= self._env.settings.window:
+            if unfinished >= sealed.window:
                 break
+        memory.still_waiting(parent_id, {record.invocation_id for record in pending if record.state == "waiting"})
         return pending
 
     def _reduces(self, scene: Scene, record: Invocation) -> Flow[None]:

@@ -207,11 +207,15 @@ def seal(
     step_name: str,
     bounds: list[int],
     children: int,
+    shards: int,
+    window: int,
     session: Session | None,
     output: tuple[str, str],
-    now: float,
 ) -> tuple[Change, Invocation, Seal]:
-    """The mapper mapped: from now on its children are these. Without any, its reduces are next."""
+    """The mapper mapped: from now on its children are these. Without any, its reduces are next.
+
+    ``window`` children are sent at once, as many of each of so many ``shards``.
+    """
     scene, record = hold.scene, hold.record
     step = scene.step(record)
     sealed = Seal(
@@ -223,6 +227,8 @@ def seal(
         tolerated=tolerated(step.max_failed_children, children),
         shielded=is_tolerant(step.max_failed_children) or _is_shielded(hold.seal),
         open=True,
+        shards=shards,
+        window=window,
     )
     mapped = msgspec.structs.replace(
         record,
@@ -303,8 +309,8 @@ def part(hold: Hold, dataset: Dataset, output: tuple[str, str], now: float) -> C
     return Change("part", hold.fence(), writes, (hold.own,))
 
 
-def _count(scene: Scene, child_id: str, sealed: Seal, shards: int, failure: Failure | None = None) -> list[Write]:
-    parent, shard = ids.parent_of(child_id), ids.slot_of(child_id) % shards
+def _count(scene: Scene, child_id: str, sealed: Seal, failure: Failure | None = None) -> list[Write]:
+    parent, shard = ids.parent_of(child_id), ids.slot_of(child_id) % sealed.shards
     writes = [Write(keys.count(scene.workflow, scene.id, parent, sealed.epoch, shard), MARK)]
     if failure is not None:
         record = FailedChild(
@@ -341,7 +347,6 @@ def complete(
     map_invocation: Read[Invocation],
     seal_of_parent: Read[Seal] | None,
     done: Done,
-    shards: int,
     now: float,
     hold: Hold | None = None,
     output: tuple[str, str] = ("", ""),
@@ -357,7 +362,7 @@ def complete(
     writes: list[Write] = []
     deletes: list[str] = []
     if seal_of_parent is not None and seal_of_parent.record is not None:
-        writes += _count(scene, invocation_id, seal_of_parent.record, shards)
+        writes += _count(scene, invocation_id, seal_of_parent.record)
     else:
         ending, live = _end(scene.request, "done", now)
         writes += [*ending, Write(keys.result(scene.workflow, scene.id), done)]
@@ -398,7 +403,6 @@ def _failed_map(
     seal_of_parent: Read[Seal] | None,
     failure: Failure,
     nonce: str,
-    shards: int,
     now: float,
 ) -> tuple[list[Compare], list[Write], list[str], bool]:
     """What follows when a map invocation has failed for good; the last item says whether that is tolerated."""
@@ -409,7 +413,7 @@ def _failed_map(
     writes: list[Write] = []
     deletes: list[str] = []
     if parent is not None and is_tolerated:
-        writes += _count(scene, invocation_id, parent, shards, failure)
+        writes += _count(scene, invocation_id, parent, failure)
     else:
         ending, live = _end(scene.request, "failed", now, failed=invocation_id)
         writes += ending
@@ -421,7 +425,7 @@ def _failed_map(
     return compares, writes, deletes, is_tolerated
 
 
-def fail(hold: Hold, failure: Failure, output: tuple[str, str], shards: int, now: float) -> tuple[Change, bool]:
+def fail(hold: Hold, failure: Failure, output: tuple[str, str], now: float) -> tuple[Change, bool]:
     """An invocation has failed for good. The answer's second item says whether the request goes on."""
     scene, record = hold.scene, hold.record
     failed = msgspec.structs.replace(record, failures=record.failures + 1, stdout=output[0], stderr=output[1])
@@ -429,9 +433,7 @@ def fail(hold: Hold, failure: Failure, output: tuple[str, str], shards: int, now
     if record.direction == "reduce":
         assert hold.map.record is not None
         map_record = hold.map.record
-    compares, writes, deletes, is_tolerated = _failed_map(
-        scene, map_record, hold.seal, failure, hold.nonce, shards, now
-    )
+    compares, writes, deletes, is_tolerated = _failed_map(scene, map_record, hold.seal, failure, hold.nonce, now)
     compares = [*hold.fence(), *compares]
     if record.direction == "reduce":
         compares.append(_unchanged(hold.map, "invocation"))
@@ -450,14 +452,13 @@ def exceed(
     seal_of_grandparent: Read[Seal] | None,
     failure: Failure,
     nonce: str,
-    shards: int,
     now: float,
 ) -> tuple[Change, bool]:
     """More children failed than their parent's step tolerates: the parent fails, and takes no more of them."""
     assert parent.record is not None
     assert sealed.record is not None
     compares, writes, deletes, is_tolerated = _failed_map(
-        scene, parent.record, seal_of_grandparent, failure, nonce, shards, now
+        scene, parent.record, seal_of_grandparent, failure, nonce, now
     )
     compares += [_unchanged(parent, "invocation"), scene.still_live()]
     writes.append(Write(sealed.key, msgspec.structs.replace(sealed.record, open=False)))

@@ -17,6 +17,7 @@ from mr.errors import InvalidHandler, InvalidInput
 from mr.handlers.documents import Document, nearest, parse_yaml, shown
 from mr.handlers.header import processor_for, read_handler
 from mr.model import names
+from mr.model.catalog import Limits
 from mr.model.entities import Handler, Job, Step
 
 JOBS_FILE = "jobs.yaml"
@@ -30,6 +31,7 @@ _WHAT_TO_WRITE = (
 )
 _STEP = ("map", "combine", "reduce", "timeout", "max_attempts", "partitions", "max_failed_children", "description")
 _JOB = ("step", "description", "writer", "notify", "retention")
+_LIMITS = ("open_requests", "invocations")
 _ROLES = {"map": ("mapper",), "combine": ("combiner", "reducer"), "reduce": ("reducer", "combiner")}
 
 
@@ -41,6 +43,7 @@ class Directory:
     steps: dict[str, Step] = field(default_factory=dict)
     jobs: dict[str, Job] = field(default_factory=dict)
     handlers: dict[str, Handler] = field(default_factory=dict)
+    limits: Limits | None = None
     skipped: list[str] = field(default_factory=list)
 
 
@@ -77,14 +80,16 @@ def read_directory(directory: str | os.PathLike[str], workflow_name: str | None 
             broken.add(name)
     steps: dict[str, Step] = {}
     jobs: dict[str, Job] = {}
+    limits: Limits | None = None
     if document is not None:
-        settings = document.mapping((), document.value, ("workflow", "steps", "jobs"), JOBS_FILE)
+        settings = document.mapping((), document.value, ("workflow", "steps", "jobs", "limits"), JOBS_FILE)
+        limits = _limits(document, settings.get("limits"))
         steps = _steps(document, workflow, settings.get("steps"), handlers, broken)
         jobs = _jobs(document, workflow, settings.get("jobs"), steps)
         problems += document.problems
     if problems:
         raise InvalidHandler(problems)
-    return Directory(workflow, steps, jobs, handlers, sorted(skipped))
+    return Directory(workflow, steps, jobs, handlers, limits, sorted(skipped))
 
 
 # --- files -------------------------------------------------------------------------------------------------------
@@ -168,6 +173,17 @@ def _workflow_name(root: str, given: str | None, document: Document | None, prob
     elif len(target.problems) > before and own is None and given is None:
         target.problem((), "The directory's name serves as the workflow's; set 'workflow' to have another.")
     return str(workflow)
+
+
+def _limits(document: Document, value: Any) -> Limits | None:
+    if value is None:
+        return None
+    given = document.mapping(("limits",), value, _LIMITS, "'limits'")
+    found = {
+        name: None if given.get(name) is None else document.integer(("limits", name), given[name], 0, 0)
+        for name in _LIMITS
+    }
+    return Limits(found["open_requests"], found["invocations"])
 
 
 def _steps(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections import deque
+from collections.abc import Hashable
 
 from mr.errors import InvalidConfig, RunnerBroken
 from mr.handlers import zygote
@@ -17,6 +17,7 @@ from mr.handlers.limits import Limits
 from mr.handlers.remote import Runner
 from mr.handlers.runner import RunnerSettings
 from mr.handlers.system import kill_group
+from mr.handlers.turns import Turns
 from mr.handlers.zygote_process import ZygoteProcess
 
 __all__ = ["Limits", "Runner", "RunnerPool"]
@@ -38,7 +39,7 @@ class RunnerPool:
         self.loop: asyncio.AbstractEventLoop
         self._runners: dict[int, Runner] = {}
         self._idle: list[Runner] = []
-        self._waiters: deque[asyncio.Future[Runner]] = deque()
+        self._waiters: Turns[asyncio.Future[Runner]] = Turns()
         self._count = 0
         self._zygote: ZygoteProcess | None = None
         self._is_closing = False
@@ -61,8 +62,10 @@ class RunnerPool:
             await self.close()
             raise
 
-    async def acquire(self) -> Runner:
+    async def acquire(self, owner: Hashable = None) -> Runner:
         """A runner that has nothing to do, the one that was used last; waits for one to become free.
+
+        Of several owners who wait, each gets one in turn.
 
         :raises RunnerBroken: the pool is closed, or runners cannot be started.
         """
@@ -71,7 +74,7 @@ class RunnerPool:
         if (runner := self.take_idle()) is not None:
             return runner
         waiter: asyncio.Future[Runner] = self.loop.create_future()
-        self._waiters.append(waiter)
+        self._waiters.add(owner, waiter)
         try:
             return await waiter
         except asyncio.CancelledError:
@@ -94,7 +97,7 @@ class RunnerPool:
         if not runner.is_usable or self._runners.get(runner.runner_id) is not runner:
             return
         while self._waiters:
-            waiter = self._waiters.popleft()
+            waiter = self._waiters.take()
             if not waiter.done():
                 waiter.set_result(runner)
                 return
@@ -229,6 +232,6 @@ class RunnerPool:
 
     def _fail_waiters(self, message: str) -> None:
         while self._waiters:
-            waiter = self._waiters.popleft()
+            waiter = self._waiters.take()
             if not waiter.done():
                 waiter.set_exception(RunnerBroken(message))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import msgspec
@@ -45,6 +45,16 @@ class Difference(NamedTuple):
     name: str
 
 
+class Limits(NamedTuple):
+    """What a workflow takes before posts are turned away. None: as the platform; 0: no limit."""
+
+    max_open_requests: int | None = None
+    max_invocations: int | None = None
+
+
+AS_PLATFORM = Limits()
+
+
 @dataclass
 class Draft:
     """A workflow while it is being changed. The tables may be changed at will; they are checked at the end."""
@@ -54,6 +64,7 @@ class Draft:
     jobs: dict[str, Job] = field(default_factory=dict)
     steps: dict[str, Step] = field(default_factory=dict)
     handlers: dict[str, Handler] = field(default_factory=dict)
+    limits: Limits = AS_PLATFORM
 
     def check(self) -> None:
         """
@@ -126,11 +137,12 @@ def _known(table: Mapping[str, object]) -> str:
 
 
 class Snapshot(NamedTuple):
-    """The manifest in force, its name, and the revision at which it came into force."""
+    """The manifest in force, its name, the revision at which it came into force, and the workflow itself."""
 
     manifest: Manifest
     version: str
     modified: int
+    workflow: Workflow
 
 
 def workflow_names(store: Store, served: Sequence[str] = ()) -> list[str]:
@@ -168,12 +180,13 @@ def read(store: Store, workflow_name: str, served: Sequence[str] = ()) -> Snapsh
     """
     :raises WorkflowNotFound: there is no such workflow; the others that there are, of those served, are named.
     """
-    [entry] = store.get([keys.current(workflow_name)])
-    if entry is None:
+    described, entry = store.get([keys.workflow(workflow_name), keys.current(workflow_name)])
+    if entry is None or described is None:
         known = workflow_names(store, served)
         raise WorkflowNotFound("workflow", workflow_name, _known(dict.fromkeys(known)))
     version = decode(Current, entry.key, entry.value).manifest
-    return Snapshot(read_manifest(store, workflow_name, version), version, entry.modified)
+    workflow = decode(Workflow, described.key, described.value)
+    return Snapshot(read_manifest(store, workflow_name, version), version, entry.modified, workflow)
 
 
 def read_manifest(store: Store, workflow_name: str, version: str) -> Manifest:
@@ -202,17 +215,18 @@ def _draft(store: Store, workflow_name: str) -> tuple[Draft, int, str]:
     workflow, current = store.get([keys.workflow(workflow_name), keys.current(workflow_name)])
     if workflow is None or current is None:
         return Draft(workflow_name, ""), 0, ""
-    description = decode(Workflow, workflow.key, workflow.value).description
-    manifest = read(store, workflow_name)
-    handlers = read_handlers(store, manifest.manifest)
-    draft = Draft(workflow_name, description, dict(manifest.manifest.jobs), dict(manifest.manifest.steps), handlers)
-    return draft, manifest.modified, manifest.version
+    snapshot = read(store, workflow_name)
+    manifest, described = snapshot.manifest, snapshot.workflow
+    handlers = read_handlers(store, manifest)
+    limits = Limits(described.max_open_requests, described.max_invocations)
+    draft = Draft(workflow_name, described.description, dict(manifest.jobs), dict(manifest.steps), handlers, limits)
+    return draft, snapshot.modified, snapshot.version
 
 
-def create_workflow(store: Store, workflow_name: str, description: str) -> bool:
+def create_workflow(store: Store, workflow_name: str, description: str, limits: Limits = AS_PLATFORM) -> bool:
     """Makes an empty workflow. False: it was there already, just like that.
 
-    :raises AlreadyExists: it is there, with another description.
+    :raises AlreadyExists: it is there, with another description or other limits.
     """
     check_workflow_name(workflow_name)
     draft, modified, _ = _draft(store, workflow_name)
@@ -222,11 +236,16 @@ def create_workflow(store: Store, workflow_name: str, description: str) -> bool:
                 f"The workflow {workflow_name!r} exists, described as {draft.description!r}. "
                 "Delete it first, or use another name."
             )
+        if draft.limits != limits:
+            raise AlreadyExists(
+                f"The workflow {workflow_name!r} exists, with other limits. "
+                f"They are changed by mr_kv_workflow_set_limits {workflow_name}."
+            )
         return False
-    draft.description = description
+    draft.description, draft.limits = description, limits
     if _commit(store, draft, Draft(workflow_name, ""), 0, ""):
         return True
-    return create_workflow(store, workflow_name, description)
+    return create_workflow(store, workflow_name, description, limits)
 
 
 def delete_workflow(store: Store, workflow_name: str) -> None:
@@ -269,7 +288,7 @@ def change(
         before, modified, version = _draft(store, workflow_name)
         if not modified and not create:
             read(store, workflow_name)
-        after = Draft(workflow_name, before.description, dict(before.jobs), dict(before.steps), dict(before.handlers))
+        after = replace(before, jobs=dict(before.jobs), steps=dict(before.steps), handlers=dict(before.handlers))
         edit(after)
         after.check()
         differences = compare(before, after, is_new=not modified)
@@ -280,7 +299,7 @@ def change(
 def compare(before: Draft, after: Draft, is_new: bool = False) -> list[Difference]:
     """What leads from one to the other, handlers first."""
     found = [Difference("create", "workflow", after.workflow_name)] if is_new else []
-    if not is_new and before.description != after.description:
+    if not is_new and (before.description, before.limits) != (after.description, after.limits):
         found.append(Difference("update", "workflow", after.workflow_name))
     tables: list[tuple[str, Mapping[str, Record], Mapping[str, Record]]] = [
         ("handler", before.handlers, after.handlers),
@@ -338,7 +357,7 @@ def _commit(store: Store, after: Draft, before: Draft, modified: int, version: s
     while len(deletes) > room:
         settle(store, Txn(deletes=tuple(deletes[:room])))
         deletes = deletes[room:]
-    workflow = Workflow(workflow_name=workflow_name, description=after.description)
+    workflow = Workflow(workflow_name=workflow_name, description=after.description, **after.limits._asdict())
     flip = Compare("modified", keys.current(workflow_name), modified, "current")
     if name != version:
         # In one transaction with the flip, since that is how some hear of it.

@@ -23,8 +23,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Workflow(Record, frozen=True, kw_only=True):
+    """Limits override the platform's (None: as the platform; 0: no limit). See mr.web.limits for what they count."""
+
     workflow_name: str
     description: str
+    max_open_requests: int | None = None
+    max_invocations: int | None = None
 
 
 class Job(Record, frozen=True, kw_only=True):

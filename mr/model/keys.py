@@ -156,6 +156,20 @@ def sweeper(workflow_name: str) -> str:
     return f"sweeper/{workflow_name}"
 
 
+LOADS = "load/"
+"""Prefix of what the sweeps say of all workflows."""
+
+
+def loads(workflow_name: str) -> str:
+    """Prefix of what is said of one workflow: nothing of another begins with it."""
+    return f"{LOADS}{workflow_name}/"
+
+
+def load(workflow_name: str) -> str:
+    """How much the workflow has to do, as its sweep saw it last, under the sweeper's lease."""
+    return f"{LOADS}{workflow_name}/swept"
+
+
 WORKERS = "worker/"
 """Prefix of what all workers say of themselves."""
 
@@ -209,6 +223,7 @@ def of_workflow(name: str) -> list[Space]:
         Space(step(name, ""), "nothing"),
         Space(handler(name, ""), "nothing"),
         Space(sweeper(name), "readwrite"),
+        Space(loads(name), "readwrite"),
         Space(workers(name), "readwrite"),
         Space(requests(name), "readwrite"),
         Space(lives(name), "readwrite"),

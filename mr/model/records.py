@@ -39,7 +39,8 @@ class Seal(Record, frozen=True, kw_only=True):
 
     ``bounds`` holds the first slot of every chunk, ``tolerated`` how many children may fail. Children are claimed only
     while it is ``open``. ``shielded``: this step, or one above, tolerates failures, so that a failed child is counted
-    and does not end the request by itself.
+    and does not end the request by itself. The child of slot n is counted in the shard n mod ``shards``; ``window``
+    children are sent at once, as many of each shard.
     """
 
     nonce: str
@@ -50,6 +51,8 @@ class Seal(Record, frozen=True, kw_only=True):
     tolerated: int
     shielded: bool
     open: bool
+    shards: int = 32
+    window: int = 1000
 
 
 class Done(Record, frozen=True, kw_only=True):
@@ -59,6 +62,16 @@ class Done(Record, frozen=True, kw_only=True):
     nonce: str
     output: Dataset | None = None
     partitions: int = 1
+
+
+class Load(Record, frozen=True, kw_only=True):
+    """How many requests of a workflow run, and how many of their invocations have not ended.
+
+    Of the latter those count whose parents have sealed them, whether they were sent yet or not, and the roots.
+    """
+
+    requests: int
+    invocations: int
 
 
 class Session(Record, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ from werkzeug.exceptions import HTTPException
 from mr.errors import JobxError, WorkflowNotFound
 from mr.web.access import ANYONE, Access, Caller, Need
 from mr.web.front import Front
+from mr.web.limits import WorkflowFull
 from mr.web.problems import ForeignOrigin, HandlerFailed, document, facts_of, header_text
 from mr.web.proxies import Proxies, check_forwarded
 from mr.web.views import Views, url_of
@@ -100,6 +101,8 @@ def answer_jobx_error(error: JobxError) -> Response:
         response.headers["WWW-Authenticate"] = 'Bearer realm="jobx"'
     elif error.status == 503:
         response.headers["Retry-After"] = "1"
+    elif isinstance(error, WorkflowFull):
+        response.headers["Retry-After"] = str(error.retry_after_s)
     elif error.status == 504 and request_id:
         response.headers["Location"] = url_of((request.view_args or {}).get("workflow", ""), request_id)
     if isinstance(error, HandlerFailed):

@@ -57,8 +57,9 @@ class Follower:
         is_well = True
         while not self._stopped.is_set():
             try:
-                prefixes = [prefix for subject in self._subjects for prefix in subject.prefixes]
-                watch = self._store.watch(prefixes, self._store.revision())
+                # Several subjects may follow the same.
+                prefixes = dict.fromkeys(prefix for subject in self._subjects for prefix in subject.prefixes)
+                watch = self._store.watch(list(prefixes), self._store.revision())
                 try:
                     if not is_well:
                         log.info("The store answers again, and its changes are followed.")

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 from mr.config import Config
 from mr.engine import submit
-from mr.engine.ops import Env
+from mr.engine.ops import Env, Flow
 from mr.engine.shell import Platform, Shell
 from mr.errors import (
     FilesUnavailable,
     InvalidInput,
     JobxError,
+    OutcomeUnknown,
     RequestCancelled,
     RequestExpired,
     RequestNotFound,
@@ -29,6 +30,7 @@ from mr.web import posts, results, waiting
 from mr.web.access import Access
 from mr.web.catalogs import Catalogs
 from mr.web.following import Ends, Follower
+from mr.web.limits import Bounds, Limits, WorkflowFull
 from mr.web.parameters import check_arguments
 from mr.web.problems import HandlerFailed, NotReady
 
@@ -81,7 +83,9 @@ class Front:
         self._catalogs = Catalogs(platform.store, config.workflow_names)
         self._ends = Ends(platform.store, config.workflow_names)
         self.access = Access(platform.store, config)
-        self._follower = Follower(platform.store, [self._catalogs, self._ends, self.access])
+        self._limits = Limits(platform.store, config.workflow_names)
+        # Places become free before those hear of it who wait for an end, and may post again.
+        self._follower = Follower(platform.store, [self._catalogs, self._limits, self._ends, self.access])
         self.is_draining = False
 
     def start(self) -> None:
@@ -120,6 +124,7 @@ class Front:
         :raises InvalidInput: the body, or an argument in it, cannot be taken.
         :raises IdempotencyMismatch: the key was used with another body.
         :raises RequestExpired: the key's request was removed.
+        :raises WorkflowFull: the workflow has enough to do; nothing was taken.
         :raises OutcomeUnknown: the store never said whether it took the request, whose ID is with it.
         """
         snapshot, job = self._catalogs.job(workflow, job_name)
@@ -140,12 +145,44 @@ class Front:
         key = None if idempotency_key is None else _key(workflow, job_name, idempotency_key, body, retention_s)
         with self._ends.of(workflow, request.request_id) as event:
             flow = submit.submit(self._env, request, snapshot.manifest, text, len(arguments), key)
-            accepted = self._shell.run(flow, request.request_id)
+            accepted = self._let_in(request, Bounds.of(self.config, snapshot.workflow), flow, key)
             if accepted.is_new:
                 # Nobody can have ended it yet who is not heard by that event.
                 ended = self._wait(workflow, request.request_id, event, wait_s) if wait_s > 0 else None
+                if ended is not None:
+                    # It may have been found to have ended before the watch said so.
+                    self._limits.leave(workflow, request.request_id)
                 return Submitted(request.request_id, True, ended)
         return Submitted(accepted.request_id, False, self.wait(workflow, accepted.request_id, wait_s))
+
+    def _let_in(
+        self, request: Request, bounds: Bounds, flow: Flow[submit.Accepted], key: submit.Key | None
+    ) -> submit.Accepted:
+        """Submits where there is a place. What was accepted before needs none.
+
+        :raises WorkflowFull: there is none.
+        """
+        workflow, request_id = request.workflow_name, request.request_id
+        try:
+            self._limits.admit(workflow, request_id, bounds)
+        except WorkflowFull:
+            earlier = None
+            if key is not None:
+                earlier = self._shell.run(submit.accepted_before(self._env, workflow, request.job_name, key))
+            if earlier is None:
+                raise
+            return earlier
+        try:
+            accepted = self._shell.run(flow, request_id)
+        except OutcomeUnknown:
+            # It may have been taken, and counts until the store shows that it was not.
+            raise
+        except BaseException:
+            self._limits.leave(workflow, request_id)
+            raise
+        if not accepted.is_new:
+            self._limits.leave(workflow, request_id)
+        return accepted
 
     def _retention_s(self, post: posts.Post, job: Job) -> int:
         chosen = next(one for one in (post.retention_s, job.retention_s, self.config.retention_s) if one is not None)

@@ -15,6 +15,8 @@ _FACTS = (
     "parameter",
     "scope",
     "limit",
+    "limit_name",
+    "current",
     "request_id",
     "invocation_id",
     "exception_type",

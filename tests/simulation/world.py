@@ -160,7 +160,7 @@ class World:
         self.slots = rng.choice((1, 2, 4))
         self.settings = ops.Settings(
             shards=rng.choice((1, 2, 3)),
-            window=rng.choice((1, 2, 3)),
+            window=rng.choice((1, 2, 3, 6)),
             chunk_items=rng.choice((1, 2, 3)),
             inline_bytes=rng.choice((0, 1000)),
             page=rng.choice((2, 100)),
@@ -203,7 +203,20 @@ class World:
                 self.leases[process.lease] = set()
             return process.lease
 
-        return ops.Env(self.settings, lambda: float(self.now), nonce, self.rng.random, process.name, lease)
+        def at_hand(workflow: str, handlers: tuple[str, ...]) -> float | None:
+            return self.rng.choice((None, 1, 1.4, 32))
+
+        runners = self.rng.choice((1, 2, 3))
+        return ops.Env(
+            self.settings,
+            lambda: float(self.now),
+            nonce,
+            self.rng.random,
+            process.name,
+            lease,
+            runners=runners,
+            at_hand=at_hand,
+        )
 
     # --- clients ----------------------------------------------------------------------------------------------------
 
@@ -813,7 +826,7 @@ class World:
 
     def _send_children(self, change: ops.Change) -> None:
         mapped, sealed = change.writes[0].record, change.writes[1].record
-        for slot in range(min(sealed.children, self.settings.window)):  # type: ignore[attr-defined]
+        for slot in range(min(sealed.children, sealed.window)):  # type: ignore[attr-defined]
             child = ids.child_of(mapped.invocation_id, sealed.nonce, slot)  # type: ignore[attr-defined]
             self.messages.append((self.now, child))
 
@@ -851,7 +864,7 @@ class World:
         for request_id in self.submitted:
             if self.ends[request_id] != 1 or request_id not in self.cleaned:
                 raise Violation(f"not ended and removed: {request_id}")
-        left = [key for key in self.store if not key.startswith("idempotency/")]
+        left = [key for key in self.store if not key.startswith(("idempotency/", "load/"))]
         if left:
             raise Violation(f"left over: {left[0]}")
         for name, answers in self.answers.items():
@@ -864,7 +877,7 @@ def _written(change: ops.Change) -> set[str]:
 
 
 def _request_of(change: ops.Change) -> str | None:
-    if change.name == "reap":
+    if change.name in ("reap", "load"):
         return None
     if change.name == "submit":
         return change.writes[1].record.request_id  # type: ignore[attr-defined]
