@@ -238,4 +238,6 @@ class Env:
         """What flows run in outside of tests; ``lease`` gives the worker's current one."""
         capabilities = frozenset(config.system_capabilities)
         settings = Settings.of(config)
-        return cls(settings, time.time, ids.new_nonce, random.random, worker, lease, capabilities, config.runners, at_hand)
+        return cls(
+            settings, time.time, ids.new_nonce, random.random, worker, lease, capabilities, config.runners, at_hand
+        )
