@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import errno
-import http.client
 import os
-import select
-import signal
 import socket
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, closing, suppress
-from types import FrameType
 from typing import NamedTuple
 
 import click
@@ -19,7 +15,7 @@ import click
 from mr.cli.directories import bring_in, lines, read
 from mr.cli.edge import Command, looks_in, message_of, say, warn
 from mr.cli.lock import DevLock
-from mr.cli.supervisor import Child
+from mr.cli.supervisor import Child, Supervisor
 from mr.config import Bind, Config
 from mr.errors import InvalidConfig, InvalidHandler, InvalidInput, JobxError, StoreError, WorkflowNotFound
 from mr.kv.base import Store
@@ -27,12 +23,6 @@ from mr.model import catalog, keys
 
 FIRST_PORT = 8080
 PORTS_TRIED = 1000
-LOOK_S = 0.1
-"""How often the directory and the children are looked at."""
-STOP_S = 15.0
-FRONT_STOP_S = 5.0
-"""How long the worker waits for the front end to stop before it stops as well."""
-DEATHS_AT_START = 3
 STORE_PAUSE_S = 1.0
 
 _BACKLOG = 2048
@@ -278,29 +268,6 @@ def tell_what_goes_on(store: Store, workflows: Collection[str], say: Callable[[s
 # --- the supervisor ----------------------------------------------------------------------------------------------
 
 
-class Signals:
-    """Counts the signals that ask to stop, and wakes whoever waits on its descriptor for them or for children."""
-
-    def __init__(self) -> None:
-        self.stops = 0
-        self._reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # nohup has it ignored.
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, self._stop)
-        signal.signal(signal.SIGCHLD, lambda number, frame: None)
-
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        self.stops += 1
-
-    def wait(self, seconds: float, also: list[int]) -> None:
-        readable, _, _ = select.select([self._reading, *also], [], [], seconds)
-        if self._reading in readable:
-            with suppress(BlockingIOError):
-                os.read(self._reading, 4096)
-
-
 def run(config: Config, environ: Mapping[str, str], address: Address, directory: str | None) -> int:
     """Everything from the first look at the directory to the end; the exit code.
 
@@ -328,77 +295,17 @@ def run(config: Config, environ: Mapping[str, str], address: Address, directory:
         descriptor = listener.fileno()
         front = Child("front end", ("serve", "main"), [f"--listen-fd={descriptor}"], settings, [descriptor], say)
         worker = Child("worker", ("programs", "worker"), ["--quiet"], settings, [], say)
-        return Supervisor(front, worker, watched, Bind(host, port), listener).run()
+        return Supervisor(
+            [front, worker],
+            on_ready=lambda: tell_ready(Bind(host, port)),
+            # While we held it, new clients would be kept waiting for nobody.
+            on_stop=listener.close,
+            on_turn=watched.look if watched is not None else lambda: None,
+            say=say,
+        ).run()
 
 
-class Supervisor:
-    """Keeps a front end and a worker running until it is told to stop."""
-
-    def __init__(
-        self, front: Child, worker: Child, watched: Watched | None, bind: Bind, listener: socket.socket
-    ) -> None:
-        self._front, self._worker, self._watched, self._bind = front, worker, watched, bind
-        self._listener = listener
-        self._is_told = False
-
-    def run(self) -> int:
-        signals = Signals()
-        children = (self._front, self._worker)
-        try:
-            for child in children:
-                child.start()
-            while not signals.stops:
-                pauses = [pause for child in children if (pause := child.due_in()) is not None]
-                signals.wait(min([LOOK_S, *pauses]), [child.fileno() for child in children if child.fileno() >= 0])
-                for child in children:
-                    child.look()
-                if self._watched is not None:
-                    self._watched.look()
-                if not self._is_told:
-                    if any(child.deaths >= DEATHS_AT_START for child in children):
-                        say("JobX cannot start: what was said above has to be put right first.")
-                        return self._stop(signals) or 1
-                    self._tell_when_ready()
-            return self._stop(signals)
-        finally:
-            for child in children:
-                child.kill()
-
-    def _tell_when_ready(self) -> None:
-        if self._front.is_ready and self._worker.is_ready and self._answers():
-            self._is_told = True
-            # Whoever started us may not care.
-            with suppress(OSError):
-                print(f"JobX is ready at http://{self._bind}", flush=True)
-
-    def _answers(self) -> bool:
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._bind.host, self._bind.host)
-        connection = http.client.HTTPConnection(host, self._bind.port, timeout=2)
-        try:
-            connection.request("GET", "/healthz")
-            return connection.getresponse().status == 200
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
-
-    def _stop(self, signals: Signals) -> int:
-        """The front end stops taking requests, then the worker lets handlers finish or hands them back."""
-        asked = signals.stops
-        begun = time.monotonic()
-        # While we held it, new clients would be kept waiting for nobody.
-        self._listener.close()
-        self._front.tell_to_stop()
-        is_worker_told = False
-        while True:
-            has_front_stopped = self._front.has_stopped()
-            took = time.monotonic() - begun
-            if (has_front_stopped or took > FRONT_STOP_S) and not is_worker_told:
-                is_worker_told = True
-                self._worker.tell_to_stop()
-            if has_front_stopped and self._worker.has_stopped():
-                return 0
-            if took > STOP_S or signals.stops > max(1, asked):
-                say("JobX was stopped before everything had ended in order.")
-                return 1
-            signals.wait(LOOK_S, [])
+def tell_ready(bind: Bind) -> None:
+    # Whoever started us may not care.
+    with suppress(OSError):
+        print(f"JobX is ready at http://{bind}", flush=True)

@@ -176,7 +176,8 @@ class Signals:
 class Supervisor:
     """Keeps children running until it is told to stop; then they stop in their order, each when the last one has.
 
-    ``on_ready`` is called once, when all of them are; ``on_stop`` before the first is told to stop.
+    ``on_ready`` is called once, when all of them are; ``on_stop`` before the first is told to stop; ``on_turn`` several
+    times a second while they run.
     """
 
     def __init__(
@@ -186,9 +187,10 @@ class Supervisor:
         on_ready: Callable[[], None],
         on_stop: Callable[[], None],
         say: Callable[[str], None],
+        on_turn: Callable[[], None] = lambda: None,
     ) -> None:
         self._children = list(children)
-        self._on_ready, self._on_stop, self._say = on_ready, on_stop, say
+        self._on_ready, self._on_stop, self._on_turn, self._say = on_ready, on_stop, on_turn, say
 
     def run(self) -> int:
         """The exit code."""
@@ -208,6 +210,7 @@ class Supervisor:
             signals.wait(min([LOOK_S, *pauses]), [child.fileno() for child in self._children if child.fileno() >= 0])
             for child in self._children:
                 child.look()
+            self._on_turn()
             if not is_told and all(child.is_ready for child in self._children):
                 is_told = True
                 self._on_ready()
