@@ -61,15 +61,12 @@ def examine(cluster: Cluster) -> list[Finding]:
         return [Finding("problem", "store", str(error), "Start it, see to the way there, or correct MR_KV_URL.")]
     found: list[Finding] = []
     servers: list[_Server] = []
+    silent: list[Finding] = []
     for endpoint in cluster.endpoints():
         try:
             server = _look_at(endpoint, metadata)
         except Failure as error:
-            text = f"etcd at {endpoint.address} does not answer: {error}."
-            advice = (
-                "Start it; if more fail, so that no majority is left, the store stops. Or take it out of MR_KV_URL."
-            )
-            found.append(Finding("warning", "store", text, advice))
+            silent.append(_silent(endpoint, error))
             continue
         if server is None:
             text = f"etcd at {endpoint.address} answers; how it is it tells administrators only."
@@ -77,11 +74,20 @@ def examine(cluster: Cluster) -> list[Finding]:
             continue
         servers.append(server)
         found += _of_server(server, has_user=bool(metadata))
+    if not found:
+        return [one._replace(level="problem") for one in silent]
+    found += silent
     found += _members(connected, metadata, len(cluster.endpoints()))
     found += _alarms(servers)
     found += _history(servers)
     found += [judge_clock(f"etcd at {one.address}", one.ahead) for one in servers if one.ahead is not None]
     return found
+
+
+def _silent(endpoint: Endpoint, error: Failure) -> Finding:
+    text = f"etcd at {endpoint.address} does not answer: {error}."
+    advice = "Start it; if more fail, so that no majority is left, the store stops. Or take it out of MR_KV_URL."
+    return Finding("warning", "store", text, advice)
 
 
 def _look_at(endpoint: Endpoint, metadata: Metadata) -> _Server | None:
