@@ -292,6 +292,29 @@ def test_a_long_range_of_large_values_comes_in_pieces(store: EtcdStore) -> None:
     assert store.count("big/") == 0
 
 
+def test_a_listing_of_many_pages_is_of_one_moment(store: EtcdStore) -> None:
+    put(store, *(f"span/{n:03}" for n in range(100)))
+    for start in range(100, 400, 100):
+        put(store, *(f"span/{n}" for n in range(start, start + 100)))
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            put(store, "span/000", "span/200", "span/399")
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write)
+        try:
+            for reverse in [False, True] * 20:
+                entries = store.list("span/", reverse=reverse)
+                assert len(entries) == 400
+                ends = {entry.version for entry in entries if entry.key in ("span/000", "span/200", "span/399")}
+                assert len(ends) == 1
+        finally:
+            stop.set()
+        writing.result()
+
+
 def test_a_group_whose_one_lease_is_gone_is_carried_out_without_what_names_it(store: EtcdStore) -> None:
     alive, gone, also_gone = store.grant(60), store.grant(60), store.grant(60)
     store.revoke(gone)
