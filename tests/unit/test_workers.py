@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import inspect
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -173,6 +174,19 @@ def test_every_key_of_a_workflow_is_in_the_list_of_what_belongs_to_it() -> None:
     assert len(made) > 30
     missing = {name: key for name, key in made.items() if key not in singles and not key.startswith(prefixes)}
     assert not missing, "keys.of_workflow, and the roles in docs/operations.rst, lack these"
+
+
+def test_the_roles_that_operations_tells_are_what_belongs_to_a_workflow() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "operations.rst").read_text(encoding="utf-8")
+    told = re.findall(r"^ +etcdctl role grant-permission( --prefix=true)? (\S+) (\w+) (\S+)$", page, re.MULTILINE)
+    served = {(key, right) for is_prefix, role, right, key in told if role == "jobx-words"}
+    spaces = keys.of_workflow("words")
+    token = (keys.TOKENS, "read")
+    assert served == {(key, right) for key, right in spaces if right != "nothing"} | {token}
+    changed = {(key, right) for is_prefix, role, right, key in told if role == "jobx-words-author"}
+    requests = (keys.requests("words"), "read")
+    assert changed == {(key, "readwrite") for key, right in spaces if right != "readwrite"} | {requests}
+    assert all(bool(is_prefix) is key.endswith("/") for is_prefix, _, _, key in told)
 
 
 class Watched(MemoryStore):
