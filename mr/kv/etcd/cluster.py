@@ -54,7 +54,7 @@ class Cluster:
     def __init__(self, servers: Servers, tls: Tls | None) -> None:
         self._servers, self._tls = servers, tls
         self._is_closed = False
-        self._process = _Process(servers, tls)
+        self._process: _Process | None = None
 
     def call(self, method: Method, request: Any, about: str = "", *, is_repeatable: bool = True) -> Any:
         """The answer of some server. ``about`` are the keys that it is about, in words.
@@ -79,11 +79,12 @@ class Cluster:
 
     def heed(self, endpoint: Endpoint, metadata: Metadata, failure: Failure) -> None:
         """Learns from how a stream ended: the next :meth:`connect` tries another server, or with another token."""
+        process = self._here()
         if not isinstance(failure, Refused):
             endpoint.is_greeted = False
-            self._process.leave(endpoint)
-        elif self._servers.username and metadata == self._process.metadata:
-            self._process.token = None
+            process.leave(endpoint)
+        elif self._servers.username and metadata == process.metadata:
+            process.token = None
 
     def refusal(self, error: Refused, endpoint: Endpoint, about: str = "") -> Refusal:
         """What a refusal means and what to do about it."""
@@ -122,7 +123,7 @@ class Cluster:
     def close(self) -> None:
         """Ends all calls. May be repeated."""
         self._is_closed = True
-        if self._process.pid == os.getpid():
+        if self._process is not None and self._process.pid == os.getpid():
             for endpoint in self._process.endpoints:
                 endpoint.close()
 
@@ -160,11 +161,13 @@ class Cluster:
                 pause = min(_LAST_PAUSE_S, 2 * pause)
 
     def _here(self) -> _Process:
-        if self._process.pid != os.getpid():
-            # Kept for ever: letting go of them would end the connections that the parent uses.
-            _of_parents.append(self._process)
-            self._process = _Process(self._servers, self._tls)
-        return self._process
+        process = self._process
+        if process is None or process.pid != os.getpid():
+            if process is not None:
+                # Kept for ever: letting go of them would end the connections that the parent uses.
+                _of_parents.append(process)
+            process = self._process = _Process(self._servers, self._tls)
+        return process
 
 
 class _Process:
@@ -178,7 +181,7 @@ class _Process:
         self._lock = threading.Lock()
         self._failed: tuple[float, Failure] = (0.0, Unsent(""))
         room: AbstractContextManager[object] = nullcontext()
-        if _has_greenlets():
+        if _has_greenlets(self.pid):
             room = threading.BoundedSemaphore(_CALLS_OF_GREENLETS)
         self.endpoints = [Endpoint(host, port, tls, room) for host, port in servers.addresses]
         self._current = random.randrange(len(self.endpoints))
@@ -231,7 +234,7 @@ _of_parents: list[_Process] = []
 
 
 @functools.cache
-def _has_greenlets() -> bool:
+def _has_greenlets(process_id: int) -> bool:
     """Whether threads are gevent's. If so, gRPC is told, which then waits in a way that lets others go on."""
     monkey = sys.modules.get("gevent.monkey")
     if monkey is None or not monkey.is_module_patched("threading"):
