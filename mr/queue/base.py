@@ -100,7 +100,7 @@ class Queue(ABC):
 
     @abstractmethod
     def publish(self, messages: Sequence[Message]) -> None:
-        """Adds messages to their topics, all or none where the technology can.
+        """Adds messages to their topics, all or none where the technology can. None at all: asks whether it could.
 
         :raises QueueUnavailable: they may or may not have been taken.
         """

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
+import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -17,6 +19,7 @@ from mr.errors import (
     FilesUnavailable,
     InvalidInput,
     JobxError,
+    QueueUnavailable,
     OutcomeUnknown,
     RequestCancelled,
     RequestExpired,
@@ -33,6 +36,8 @@ from mr.web.following import Ends, Follower
 from mr.web.limits import Bounds, Limits, WorkflowFull
 from mr.web.parameters import check_arguments
 from mr.web.problems import HandlerFailed, NotReady
+
+log = logging.getLogger(__name__)
 
 LAST = "last"
 """Stands for the newest request of a workflow."""
@@ -93,6 +98,14 @@ class Front:
         with suppress(StoreUnavailable):
             self.access.check()
         self._follower.start()
+        threading.Thread(target=self._tell_of_queue, name="queue", daemon=True).start()
+
+    def _tell_of_queue(self) -> None:
+        """One that is away keeps nobody from posting, so that without a word it would not be noticed."""
+        try:
+            self._look_at_queue()
+        except QueueUnavailable as error:
+            log.warning("The queue does not answer; requests are accepted, and run when it does: %s", error)
 
     def drain(self) -> None:
         """From now on nobody waits: those who do are told that their request still runs. May be repeated."""

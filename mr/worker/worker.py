@@ -121,6 +121,7 @@ class Worker:
         self._registry = Registry(self, self._config, self._tenure.lease)
         self._watch: Watch | None = None
         await self.pool.start()
+        await self._look_at_queue()
         await self._follow()
         # Who waits for this worker to be ready may ask for it right away.
         await self._registry.settle()
@@ -137,6 +138,13 @@ class Worker:
         on_ready()
         await self._stop.wait()
         await self._drain(timers)
+
+    async def _look_at_queue(self) -> None:
+        """A queue that is away is waited for; that it is should not be a secret."""
+        try:
+            await self._publishing.make(self.platform.queue.publish, [])
+        except QueueUnavailable as error:
+            log.warning("the queue does not answer, trying again: %s", error)
 
     # --- what goes on by itself -------------------------------------------------------------------------------------
 
