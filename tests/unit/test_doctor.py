@@ -297,24 +297,31 @@ def test_files_that_workers_do_not_share_are_a_problem() -> None:
     assert checks.shared_files(config, "f", [seen("one")]) == []
 
 
-def test_the_identity_of_files_is_made_once_by_whoever_comes_first(tmp_path: Path) -> None:
-    several = [LocalFiles(tmp_path / "files") for _ in range(8)]
-    told: list[str] = []
-    ready = threading.Barrier(len(several))
+def told_by_several(root: Path) -> set[str]:
+    """What several who come at once take for the identity of the files."""
+    told: set[str] = set()
+    ready = threading.Barrier(8)
 
-    def tell(files: LocalFiles) -> None:
+    def tell() -> None:
         ready.wait()
-        told.append(files.identity())
+        told.add(LocalFiles(root).identity())
 
-    threads = [threading.Thread(target=tell, args=(files,)) for files in several]
+    threads = [threading.Thread(target=tell) for _ in range(ready.parties)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(set(told)) == 1
-    assert len(told[0]) == 32
-    assert LocalFiles(tmp_path / "others").identity() != told[0]
-    assert [path.name for path in (tmp_path / "files").iterdir()] == [".identity"]
+    return told
+
+
+def test_the_identity_of_files_is_made_once_by_whoever_comes_first(tmp_path: Path) -> None:
+    for number in range(50):
+        root = tmp_path / f"files{number}"
+        [told] = told_by_several(root)
+        assert LocalFiles(root).identity() == told
+        assert len(told) == 32
+        assert [path.name for path in root.iterdir()] == [".identity"]
+    assert LocalFiles(tmp_path / "others").identity() != told
     (tmp_path / "file").write_text("")
     with pytest.raises(FilesUnavailable):
         LocalFiles(tmp_path / "file" / "files").identity()
