@@ -45,8 +45,8 @@ class Surroundings(Protocol):
     def starts(self) -> None:
         """A handler begins to run."""
 
-    def ran(self, seconds: float) -> None:
-        """A handler ended that ran for so long."""
+    def ran(self, workflow: str, version: str, seconds: float) -> None:
+        """A handler of that version ended that ran for so long."""
 
 
 class Job:
@@ -55,10 +55,12 @@ class Job:
     def __init__(self, worker: Surroundings, delivery: Delivery | None, workflow: str, request_id: str) -> None:
         self._worker = worker
         self.delivery, self.workflow, self.request_id = delivery, workflow, request_id
+        self.owner = (workflow, request_id)
         self.task: asyncio.Task[None] | None = None
         self._runner: Runner | None = None
         self._events: AsyncIterator[Event] | None = None
         self._loop = asyncio.get_running_loop()
+        self._version = ""
         self._started = 0.0
         self.runs = 0
         """How many handlers were run."""
@@ -173,7 +175,7 @@ class Job:
             pool = self._worker.pool
             runner = pool.take_idle()
             if runner is None:
-                runner = await asyncio.wait_for(pool.acquire(), WAIT_FOR_RUNNER_S)
+                runner = await asyncio.wait_for(pool.acquire(self.owner), WAIT_FOR_RUNNER_S)
         except (TimeoutError, asyncio.TimeoutError, RunnerBroken) as error:
             self._worker.is_crowded()
             raise ops.HandBack from error
@@ -181,6 +183,7 @@ class Job:
         if self._is_ended:
             raise ops.HandBack
         self._events = runner.run(task, op.items)
+        self._version = task.handler_version
         self._started = self._loop.time()
         self.busy_s += self._started - waited_from
         self._worker.starts()
@@ -203,7 +206,7 @@ class Job:
             seconds = self._loop.time() - self._started
             self.runs += 1
             self.busy_s += seconds
-            self._worker.ran(seconds)
+            self._worker.ran(self.workflow, self._version, seconds)
             await events.aclose()  # type: ignore[attr-defined]
         if runner is not None:
             self._worker.pool.release(runner)

@@ -49,14 +49,29 @@ class Pace:
         return self._run_s < _SHORT_S
 
     @property
+    def is_long(self) -> bool:
+        """Whether handlers are so long that nothing is worth being at hand that is not worked on."""
+        return _times(self._run_s) == 1
+
+    @property
     def hoard(self) -> int:
         """Messages to have at hand. Where handlers are short, that is twice as many, taken many at a time."""
-        return 2 * self.most if 2 * self._run_s <= _AHEAD_S else self.most
+        return self.most * _times(self._run_s)
+
+    def at_hand(self, run_s: float) -> float:
+        """Messages to have at hand for each runner, were all runs as long as that."""
+        return self._depth(run_s) * _times(run_s)
 
     def _settle(self) -> None:
-        run_s = max(self._run_s, 1e-4)
-        depth = max(1 + self._around_s / run_s, _AHEAD_S / run_s)
+        self.most = round(self._runners * self._depth(self._run_s))
+
+    def _depth(self, run_s: float) -> float:
+        run_s = max(run_s, 1e-4)
         if run_s > WAIT_FOR_RUNNER_S / 2:
             # What is claimed ahead would be handed back.
-            depth = 1
-        self.most = round(self._runners * min(depth, MOST_PER_RUNNER))
+            return 1
+        return min(max(1 + self._around_s / run_s, _AHEAD_S / run_s), MOST_PER_RUNNER)
+
+
+def _times(run_s: float) -> int:
+    return 2 if 2 * run_s <= _AHEAD_S else 1

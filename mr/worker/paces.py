@@ -24,9 +24,10 @@ class Paces:
             self._means.popitem(last=False)
 
     def of(self, workflow: str, versions: Sequence[str]) -> float | None:
-        """What handlers of these versions take together; None where the first of them never ran here.
+        """What a run of one of these takes; None where the first of them never ran here.
 
         Others may never run here at all, for want of a capability.
         """
-        known = [self._means.get((workflow, version)) for version in versions]
-        return None if known[0] is None else sum(mean for mean in known if mean is not None)
+        means = [self._means.get((workflow, version)) for version in versions]
+        known = [mean for mean in means if mean is not None]
+        return None if means[0] is None else sum(known) / len(known)

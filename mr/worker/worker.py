@@ -12,8 +12,8 @@ import os
 import secrets
 import signal
 import socket
-from collections import deque
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 import msgspec
 
@@ -24,6 +24,7 @@ from mr.engine.shell import Body, Platform, to_message, topic
 from mr.errors import Compacted, InvalidConfig, QueueUnavailable, StoreError, StoreUnavailable
 from mr.handlers.limits import Limits
 from mr.handlers.pool import RunnerPool
+from mr.handlers.turns import Turns
 from mr.kv.base import Watch
 from mr.model import catalog, keys
 from mr.queue.base import Delivery, Queue
@@ -31,12 +32,16 @@ from mr.worker.calls import Calls
 from mr.worker.group import GroupCommit, GroupRead, Outbox
 from mr.worker.job import Job
 from mr.worker.pace import MOST_PER_RUNNER, Pace
+from mr.worker.paces import Paces
 from mr.worker.registry import Registry
 from mr.worker.sweeps import Sweeps
 from mr.worker.tenure import Tenure
 
 _VISIBILITY_S = 60.0
 _FINISH_AFTER_S = 0.005
+_LOOK_S = 0.1
+_LOOK_AT = 32
+_LOOKS_KEPT = 10
 _POLL_S = 2.0
 _DRAIN_S = 8.0
 _HAND_BACK_S = 3.0
@@ -64,6 +69,14 @@ def check_sandbox(config: Config) -> None:
         )
 
 
+class _Task(NamedTuple):
+    """A message, and what it says: the workflow and request that it belongs to, and the invocation to look at."""
+
+    delivery: Delivery
+    owner: tuple[str, str]
+    invocation_id: str
+
+
 class Worker:
     """One worker process: build it, then ``await run()`` in its event loop.
 
@@ -81,7 +94,9 @@ class Worker:
         self._is_listening = False
         self._running = 0
         self._queue_down_until = 0.0
-        self._backlog: deque[Delivery] = deque()
+        self._backlog: Turns[_Task] = Turns()
+        self._paces = Paces()
+        self._looks = 0
         self._jobs: set[Job] = set()
         self._workflows: tuple[str, ...] = ()
         self._is_pumping = False
@@ -106,7 +121,7 @@ class Worker:
 
     async def _work_until_stopped(self, queue: Queue, on_ready: Callable[[], None]) -> None:
         loop, store = self._loop, self.platform.store
-        env = self._env = Env.of(self._config, self.name, self._tenure.lease)
+        env = self._env = Env.of(self._config, self.name, self._tenure.lease, self._at_hand)
         factory = self._config.workflow_scope_factory_fq_class or None
         self.pool = RunnerPool(self._runners, Limits.of(self._config), factory)
         self.commits = GroupCommit(store, loop, self._are_more_coming)
@@ -130,6 +145,7 @@ class Worker:
             asyncio.create_task(self._every(self._config.lease_s / 20, self._tenure.check)),
             asyncio.create_task(self._every(_VISIBILITY_S / 4, self._touch)),
             asyncio.create_task(self._every(_POLL_S, self._follow)),
+            asyncio.create_task(self._every(_LOOK_S, self._look_behind)),
             asyncio.create_task(self._poll_queue()),
             asyncio.create_task(self._sweeps.run()),
             asyncio.create_task(self._registry.run()),
@@ -242,7 +258,8 @@ class Worker:
                 job.task.cancel()
 
     def _touch(self) -> None:
-        deliveries = [*self._backlog, *(job.delivery for job in self._jobs if job.delivery is not None)]
+        waiting = [task.delivery for task in self._backlog]
+        deliveries = [*waiting, *(job.delivery for job in self._jobs if job.delivery is not None)]
         try:
             self._consumer.touch(deliveries)
         except QueueUnavailable as error:
@@ -261,10 +278,15 @@ class Worker:
     def _are_more_coming(self) -> bool:
         return self._running > 0 and self._pace.is_short
 
-    def ran(self, seconds: float) -> None:
+    def ran(self, workflow: str, version: str, seconds: float) -> None:
         """A handler ran for so long."""
         self._running -= 1
         self._pace.ran(seconds)
+        self._paces.learn(workflow, version, seconds)
+
+    def _at_hand(self, workflow: str, handlers: tuple[str, ...]) -> float | None:
+        run_s = self._paces.of(workflow, handlers)
+        return None if run_s is None else self._pace.at_hand(run_s)
 
     def has_room(self, for_s: float) -> bool:
         """Whether runners have been waiting for messages for so long."""
@@ -291,12 +313,13 @@ class Worker:
             return
         if self._wants_messages():
             try:
-                self._backlog += self._consumer.receive(self._room(), 0)
+                for delivery in self._consumer.receive(self._room(), 0):
+                    self._put_by(self._read(delivery))
             except QueueUnavailable as error:
                 log.warning("the queue does not answer, trying again: %s", error)
                 self._queue_down_until = self._loop.time() + _QUEUE_PAUSE_S
         while self._backlog and len(self._jobs) < self._pace.most:
-            self._begin(self._backlog.popleft())
+            self._begin(self._backlog.take())
         self._listen(self._wants_messages())
         is_idle = not self._backlog and len(self._jobs) < self._runners
         if not is_idle:
@@ -319,16 +342,53 @@ class Worker:
             self._loop.remove_reader(self._consumer.fileno())
         self._is_listening = is_to
 
-    def _begin(self, delivery: Delivery) -> None:
+    def _look_behind(self) -> None:
+        """Finds requests that wait behind one with much to do, where handlers are long and all runners are busy.
+
+        Such a request is next; what was taken to find it goes to the end of the queue.
+        """
+        is_down = self._queue_down_until > self._loop.time()
+        if self.is_stopping or is_down or not self._pace.is_long or len(self._jobs) < self._pace.most:
+            self._looks = 0
+            return
+        self._looks = self._looks + 1 if self._backlog else 0
+        if self._looks > _LOOKS_KEPT:
+            # What was kept for the next runner had none so far: another worker may.
+            self._give_back_backlog()
+        if self._backlog:
+            return
+        running = {job.owner for job in self._jobs}
+        others: list[Delivery] = []
+        try:
+            for delivery in self._consumer.receive(_LOOK_AT, 0):
+                task = self._read(delivery)
+                if task is None or (task.owner not in running and len(self._backlog) < self._runners):
+                    self._put_by(task)
+                else:
+                    others.append(delivery)
+            self._consumer.requeue(others)
+        except QueueUnavailable as error:
+            log.warning("the queue does not answer, trying again: %s", error)
+
+    def _read(self, delivery: Delivery) -> _Task | None:
+        """None: it says nothing, and is dropped."""
         try:
             body = msgspec.json.decode(delivery.body, type=Body)
         except msgspec.DecodeError as error:
             log.warning("a message on %s that nobody can read is dropped: %s", delivery.topic, error)
             self._finished.add(delivery)
-            return
-        workflow = delivery.topic.split(".")[1]
-        job = Job(self, delivery, workflow, body.request)
-        self.start(job, handle(self._env, workflow, body.request, body.invocation))
+            return None
+        return _Task(delivery, (delivery.topic.split(".")[1], body.request), body.invocation)
+
+    def _put_by(self, task: _Task | None) -> None:
+        """Into the backlog, where requests take turns: a small one does not wait for all children of a wide one."""
+        if task is not None:
+            self._backlog.add(task.owner, task)
+
+    def _begin(self, task: _Task) -> None:
+        workflow, request_id = task.owner
+        job = Job(self, task.delivery, workflow, request_id)
+        self.start(job, handle(self._env, workflow, request_id, task.invocation_id))
 
     async def _work(self, job: Job, flow: object) -> None:
         fields = {"workflow": job.workflow, "request": job.request_id}
@@ -415,7 +475,7 @@ class Worker:
 
     def _give_back_backlog(self) -> None:
         try:
-            self._consumer.requeue(list(self._backlog))
+            self._consumer.requeue([task.delivery for task in self._backlog])
         except QueueUnavailable as error:
             log.warning("messages could not be given back, they will come again by themselves: %s", error)
         self._backlog.clear()
