@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from mr.cli import jobs, workflows
 from mr.config import Config
 from mr.engine.ops import Env
 from mr.engine.shell import Platform, Shell
@@ -21,6 +22,7 @@ from mr.model.entities import Invocation, Request, Workflow, decode, encode
 from mr.model.records import Load, Mark, Seal
 from mr.queue.memory import MemoryQueue
 from mr.web.limits import Bounds, Limits, WorkflowFull
+from tests.unit.cli_runs import Commands
 from tests.unit.test_web_application import Stack, eventually, is_problem, open_stack
 
 
@@ -376,3 +378,60 @@ def test_what_was_told_ends_with_the_sweepers_lease(swept: Swept) -> None:
     assert swept.sweep() is not None
     swept.store.revoke(swept.env.lease())
     assert swept.store.get([keys.load("words")]) == [None]
+
+
+# --- limits of a workflow's own --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Commands:
+    return Commands(tmp_path)
+
+
+def limits(commands: Commands) -> tuple[int | None, int | None]:
+    data = commands.printed(workflows.get, "words")["data"]
+    return data.get("max_open_requests"), data.get("max_invocations")
+
+
+def test_a_workflow_is_created_with_limits_which_are_set_later_and_taken_back(commands: Commands) -> None:
+    created = commands.printed(workflows.create, "words", "Counts", "--max-open-requests", "5")
+    assert created["data"] == {"workflow_name": "words", "description": "Counts", "max_open_requests": 5}
+    again = commands.run(workflows.create, "words", "Counts", "--max-open-requests", "5")
+    assert (again.exit_code, "is there already, unchanged" in again.stderr) == (0, True)
+    assert "mr_kv_workflow_set_limits words" in commands.said(workflows.create, "words", "Counts")
+    assert commands.run(workflows.set_limits, "words", "--max-invocations", "70").exit_code == 0
+    assert limits(commands) == (None, 70)
+    assert "has these limits already" in commands.run(workflows.set_limits, "words", "--max-invocations", "70").stderr
+    assert commands.run(workflows.set_limits, "words").exit_code == 0
+    assert limits(commands) == (None, None)
+    assert commands.run(workflows.set_limits, "words", "--max-invocations", "-1").exit_code == 2
+    assert "There is no workflow 'other'" in commands.said(workflows.set_limits, "other", "--max-invocations", "1")
+
+
+def test_entities_may_change_and_limits_stay(commands: Commands) -> None:
+    commands.create_words()
+    commands.printed(workflows.set_limits, "words", "--max-open-requests", "3")
+    commands.printed(jobs.create, "words", "second", "", "count")
+    assert limits(commands) == (3, None)
+
+
+def test_a_directory_says_limits_or_leaves_them(commands: Commands) -> None:
+    words = commands.words()
+    path = words / "jobs.yaml"
+    plain = path.read_text()
+    path.write_text(plain + "limits: {open_requests: 8}\n")
+    assert commands.jobx("apply", str(words)).exit_code == 0
+    assert limits(commands) == (8, None)
+    path.write_text(plain)
+    assert "nothing to change" in commands.jobx("apply", str(words)).stdout
+    assert limits(commands) == (8, None)
+    path.write_text(plain + "limits: {invocations: 0}\n")
+    assert commands.jobx("diff", str(words)).stdout == "words: update workflow\n"
+    assert commands.jobx("apply", str(words)).exit_code == 0
+    assert limits(commands) == (None, 0)
+    path.write_text(plain + "limits:\n  open_requests: -1\n  invocation: 5\n")
+    said = commands.jobx("apply", str(words))
+    assert said.exit_code == 1
+    assert "jobs.yaml:4: 'open_requests' has to be a whole number from 0 up, not -1." in said.stderr
+    assert "jobs.yaml:5: 'limits' has no setting 'invocation'. Did you mean 'invocations'?" in said.stderr
+    assert limits(commands) == (None, 0)
