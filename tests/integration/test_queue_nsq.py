@@ -22,6 +22,7 @@ from mr.errors import InvalidConfig, QueueUnavailable
 from mr.queue.base import Consumer, Delivery, Message
 from mr.queue.nsq import NsqQueue, publisher, wire
 from mr.queue.nsq.envelope import Letter, seal, unseal
+from mr.queue.nsq.holdings import Flight, Holdings, Source
 from mr.queue.nsq.settings import Address
 from mr.queue.nsq.shares import ROTATE_S, SETTLE_S, Share, divide, share_out
 
@@ -90,6 +91,17 @@ def topic() -> str:
     return f"t.{uuid.uuid4().hex}"
 
 
+def freeze(nsqd: Nsqd) -> None:
+    """Returns once no thread of it runs any more: what is published now, it does not take."""
+    nsqd.freeze()
+    tasks = Path(f"/proc/{nsqd.pid}/task")
+
+    def is_frozen() -> bool:
+        return all((task / "stat").read_text().rpartition(")")[2].split()[0] == "T" for task in tasks.iterdir())
+
+    wait_until(is_frozen, "it is frozen", PATIENCE)
+
+
 def url_of(*nsqds: Nsqd, options: str = "") -> str:
     return f"nsq://{','.join(nsqd.tcp_address for nsqd in nsqds)}{options}"
 
@@ -101,6 +113,17 @@ def messages(topic: str, count: int) -> list[Message]:
 def url_address(nsqd: Nsqd) -> Address:
     host, _, port = nsqd.tcp_address.rpartition(":")
     return Address(host, int(port))
+
+
+def publish_when_back(queue: NsqQueue, message: Message) -> None:
+    def is_back() -> bool:
+        try:
+            queue.publish([message])
+        except QueueUnavailable:
+            return False
+        return True
+
+    wait_until(is_back, "it is published to again", PATIENCE)
 
 
 def take(consumer: Consumer, count: int, *, finish: bool = True) -> list[Delivery]:
@@ -131,21 +154,23 @@ def trouble_of(consumer: Consumer) -> str:
 
 
 def until_connected(nsqd: Nsqd, *topics: str, clients: int = 1) -> None:
-    def is_connected() -> bool:
-        counts = {
-            each["topic_name"]: sum(c["client_count"] for c in each["channels"]) for each in nsqd.stats()["topics"]
-        }
-        return all(counts.get(topic, 0) >= clients for topic in topics)
-
-    wait_until(is_connected, "consumers are connected", PATIENCE)
+    wait_until(lambda: all(clients_of(nsqd, topic) >= clients for topic in topics), "consumers are connected", PATIENCE)
 
 
-def in_flight(nsqd: Nsqd) -> int:
+def clients_of(nsqd: Nsqd, topic: str) -> int:
+    """How many connections consume it."""
+    found = [each["channels"] for each in nsqd.stats()["topics"] if each["topic_name"] == topic]
+    return sum(channel["client_count"] for channels in found for channel in channels)
+
+
+def in_flight(nsqd: Nsqd, *topics: str, count: str = "in_flight_count") -> int:
+    """How many messages consumers have, or another count of theirs."""
     return sum(
-        client["in_flight_count"]
+        client[count]
         for topic in nsqd.stats()["topics"]
         for channel in topic["channels"]
         for client in channel["clients"] or ()
+        if topic["topic_name"] in topics
     )
 
 
@@ -187,15 +212,7 @@ def test_while_the_only_nsqd_is_down_it_is_named(
     with pytest.raises(QueueUnavailable, match="Connection refused"):
         queue.publish([])
     nsqd.start()
-
-    def is_back() -> bool:
-        try:
-            queue.publish([Message(topic, b"back")])
-        except QueueUnavailable:
-            return False
-        return True
-
-    wait_until(is_back, "it is published to again", PATIENCE)
+    publish_when_back(queue, Message(topic, b"back"))
     take(consumer, 1)
     assert consumer.receive(1, 0) == []
 
@@ -251,7 +268,7 @@ def test_a_frozen_nsqd_holds_nobody_up(
     until_connected(other, topic)
     queue.publish(messages(topic, 300))
     held = take(consumer, 300, finish=False)
-    one.freeze()
+    freeze(one)
     for number in range(10):
         queue.publish([Message(topic, b"after %d" % number)])
     consumer.touch(held)
@@ -261,25 +278,56 @@ def test_a_frozen_nsqd_holds_nobody_up(
     while missing:
         missing -= {delivery.body for delivery in take(consumer, 1)}
     # Of the living one, what was given back came again.
-    wait_until(lambda: not consumer.finish(consumer.receive(16, 0)) and in_flight(other) == 0, "all is done", PATIENCE)
+    wait_until(
+        lambda: not consumer.finish(consumer.receive(16, 0)) and in_flight(other, topic) == 0, "all is done", PATIENCE
+    )
     one.thaw()
 
 
 def test_a_lonely_frozen_nsqd_is_told_and_found_again(
-    make_nsqd: MakeNsqd, open_queue: OpenQueue, consume: Callable[..., Consumer], topic: str
+    make_nsqd: MakeNsqd,
+    open_queue: OpenQueue,
+    consume: Callable[..., Consumer],
+    topic: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(wire, "HEARTBEAT_S", 1)
     nsqd = make_nsqd()
     queue = open_queue(url_of(nsqd))
     consumer = consume(queue, topic)
     queue.publish(messages(topic, 1))
     take(consumer, 1)
-    nsqd.freeze()
+    freeze(nsqd)
     with pytest.raises(QueueUnavailable, match=f"{nsqd.tcp_address} does not answer"):
         queue.publish(messages(topic, 1))
     assert f"{nsqd.tcp_address} does not answer" in trouble_of(consumer)
     nsqd.thaw()
     wait_until(lambda: consumer.restarts() > 0, "it was found again", PATIENCE)
-    take(consumer, 1)
+    publish_when_back(queue, Message(topic, b"after"))
+    while take(consumer, 1)[0].body != b"after":
+        pass
+
+
+def test_a_quiet_connection_is_kept(
+    shared_nsqd: Nsqd,
+    open_queue: OpenQueue,
+    consume: Callable[..., Consumer],
+    topic: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wire, "HEARTBEAT_S", 1)
+    consumer = consume(open_queue(url_of(shared_nsqd)), topic)
+    until_connected(shared_nsqd, topic)
+
+    def is_old() -> bool:
+        found = [each["channels"] for each in shared_nsqd.stats()["topics"] if each["topic_name"] == topic]
+        return any(
+            time.time() - client["connect_ts"] > 4 for (channel,) in found for client in channel["clients"] or ()
+        )
+
+    # nsqd closes one that leaves two heartbeats unanswered.
+    wait_until(is_old, "a connection that lasts", PATIENCE)
+    assert consumer.restarts() == 0
 
 
 def test_closing_beside_a_frozen_nsqd_ends_the_thread(make_nsqd: MakeNsqd, open_queue: OpenQueue, topic: str) -> None:
@@ -288,10 +336,29 @@ def test_closing_beside_a_frozen_nsqd_ends_the_thread(make_nsqd: MakeNsqd, open_
     consumer = queue.consumer("c", max_in_flight=10)
     consumer.subscribe([topic])
     until_connected(nsqd, topic)
-    nsqd.freeze()
+    freeze(nsqd)
     consumer.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "nsq-consumer"]
     nsqd.kill()
+
+
+def test_closing_in_the_middle_of_a_flood_loses_nothing_for_a_minute(
+    shared_nsqd: Nsqd, open_queue: OpenQueue, consume: Callable[..., Consumer], topic: str
+) -> None:
+    queue = open_queue(url_of(shared_nsqd))
+    for number in range(40):
+        queue.publish([Message(topic, b"%d-%d-" % (number, part) + b"x" * 10_000) for part in range(50)])
+    seen: set[bytes] = set()
+    for _ in range(5):
+        consumer = queue.consumer("c", max_in_flight=1000)
+        consumer.subscribe([topic])
+        while len(seen) < 1500 and not (received := consumer.receive(500, PATIENCE)):
+            pass
+        seen |= {delivery.body for delivery in received[:10]}
+        consumer.finish(received[:10])
+        consumer.close()
+    seen |= {delivery.body for delivery in take(consume(queue, topic), 2000 - len(seen))}
+    assert len(seen) == 2000
 
 
 # --- discovery -----------------------------------------------------------------------------------------------
@@ -459,6 +526,20 @@ def test_the_port_of_the_http_interface_is_told_from_the_right_one(
     assert "does not speak NSQ's protocol" in trouble_of(consume(queue, topic))
 
 
+def test_a_key_with_a_password_is_refused_and_nobody_is_asked_for_it(
+    guarded: tuple[Nsqd, Authority], tmp_path: Path
+) -> None:
+    pair = guarded[1].client("client")
+    key = tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "pkey", "-in", pair.key, "-aes256", "-passout", "pass:word", "-out", key],
+        check=True,
+        capture_output=True,
+    )
+    with pytest.raises(InvalidConfig, match="password"):
+        NsqQueue(f"nsq://a?tls=1&cert={pair.cert}&key={key}")
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -495,6 +576,9 @@ def test_what_is_deferred_for_longer_than_nsqd_can_comes_in_time(
 ) -> None:
     queue = open_queue(url_of(impatient))
     consumer = consume(queue, topic)
+    # nsqd looks for what is due in a new channel only after some seconds.
+    queue.publish([Message(topic, b"first", 0.1)])
+    take(consumer, 1)
     before = time.monotonic()
     queue.publish([Message(topic, b"now"), Message(topic, b"late", 3.5), Message(topic, b"soon", 0.5)])
     taken = take(consumer, 3)
@@ -513,13 +597,16 @@ def test_what_is_given_back_for_longer_than_nsqd_can_comes_in_time_and_on_its_ch
     queue.publish(messages(topic, 1))
     (held,) = take(consumer, 1, finish=False)
     take(other, 1)
+    queue.publish([Message(topic, b"first", 0.1)])
+    take(consumer, 1)
+    take(other, 1)
     before = time.monotonic()
     consumer.requeue([held], 3.0)
     (again,) = take(consumer, 1)
     assert time.monotonic() - before >= 2.9
     assert again.body == held.body
     assert other.receive(16, 0.5) == []
-    wait_until(lambda: in_flight(impatient) == 0, "nothing is left", PATIENCE)
+    wait_until(lambda: in_flight(impatient, topic) == 0, "nothing is left", PATIENCE)
 
 
 def test_an_hour_and_more_is_published_and_not_seen(
@@ -579,7 +666,7 @@ def test_ten_thousand_messages_all_come_and_never_too_many_are_held(
         assert len(held) <= bound
         seen |= {(delivery.topic, delivery.body) for delivery in held}
         if len(seen) % 7 == 0:
-            most = max(most, in_flight(shared_nsqd))
+            most = max(most, in_flight(shared_nsqd, *topics))
         # By and by: some are held all the time.
         ended, held = held[:30], held[30:]
         consumer.finish(ended)
@@ -607,15 +694,50 @@ def test_more_topics_than_may_be_in_flight_are_all_served(
         consumer.finish(received)
 
 
+def test_what_is_held_of_a_topic_that_is_given_up_may_still_be_finished(
+    shared_nsqd: Nsqd, open_queue: OpenQueue, consume: Callable[..., Consumer], topic: str
+) -> None:
+    queue = open_queue(url_of(shared_nsqd))
+    leaving = consume(queue, topic)
+    queue.publish(messages(topic, 50))
+    held = take(leaving, 10, finish=False)
+    leaving.subscribe([f"{topic}.other"])
+    assert leaving.receive(16, 0) == []
+    # Whatever else it had goes to others.
+    staying = consume(queue, topic)
+    assert len(take(staying, 50 - len(held))) == 50 - len(held)
+    leaving.finish(held)
+    wait_until(lambda: clients_of(shared_nsqd, topic) == 1, "it has left", PATIENCE)
+    assert staying.receive(16, 0.2) == []
+
+
+def test_a_topic_that_is_left_and_taken_up_again_at_once_is_consumed(
+    shared_nsqd: Nsqd, open_queue: OpenQueue, consume: Callable[..., Consumer], topic: str
+) -> None:
+    queue = open_queue(url_of(shared_nsqd))
+    consumer = consume(queue, topic)
+    queue.publish(messages(topic, 500))
+    seen = {delivery.body for delivery in take(consumer, 20)}
+    for _ in range(20):
+        consumer.subscribe([])
+        consumer.subscribe([topic])
+    seen |= {delivery.body for delivery in take(consumer, 500 - len(seen))}
+    assert len(seen) == 500
+    wait_until(lambda: clients_of(shared_nsqd, topic) == 1, "one connection is left", PATIENCE)
+
+
 def test_what_a_busy_consumer_has_not_asked_for_goes_to_an_idle_one(
     shared_nsqd: Nsqd, open_queue: OpenQueue, consume: Callable[..., Consumer], topic: str
 ) -> None:
     queue = open_queue(url_of(shared_nsqd))
-    busy, idle = consume(queue, topic), consume(queue, topic)
-    until_connected(shared_nsqd, topic, clients=2)
+    busy = consume(queue, topic)
     queue.publish(messages(topic, 100))
     # One that asks for many, and then works on what it has got.
     held = busy.receive(20, PATIENCE)
+    wait_until(lambda: in_flight(shared_nsqd, topic) > len(held), "it has more at hand", PATIENCE)
+    wait_until(lambda: in_flight(shared_nsqd, topic) == len(held), "it has given that back", PATIENCE)
+    wait_until(lambda: in_flight(shared_nsqd, topic, count="ready_count") == 0, "it takes no more", PATIENCE)
+    idle = consume(queue, topic)
     others = take(idle, 100 - len(held))
     assert not {delivery.body for delivery in held} & {delivery.body for delivery in others}
     # What it was promised and could not keep makes its descriptor readable: it shall ask again.
@@ -676,7 +798,7 @@ def test_a_hundred_greenlets_publish_at_once(
 
 def test_greenlets_go_on_while_nsqd_is_frozen(make_nsqd: MakeNsqd, topic: str) -> None:
     nsqd = make_nsqd()
-    nsqd.freeze()
+    freeze(nsqd)
     ticks, failed = publish_from_greenlets(url_of(nsqd), topic, 100)
     assert failed == 100
     # A hub that hung with the first of them would have come round not even once.
@@ -759,6 +881,39 @@ def test_where_there_is_room_for_one_each_has_it_in_turn() -> None:
         had.update(open_ones)
         now += ROTATE_S
     assert had == set(range(5))
+
+
+def at_hand(holdings: Holdings, topic: str, count: int) -> None:
+    """Puts so many messages there."""
+    source = Source()
+    now = time.monotonic()
+    holdings.add(topic, [Flight(source, topic, b"%016d" % n, b"x", 1, now, now + 60) for n in range(count)])
+
+
+def test_no_more_are_given_out_than_may_be_in_flight_however_many_are_at_hand() -> None:
+    holdings = Holdings(3)
+    holdings.want(["t"])
+    at_hand(holdings, "t", 5)
+    taken = holdings.take(2)
+    assert len(taken) == 2
+    assert len(holdings.take(10)) == 1
+    assert select.select([holdings.fileno()], [], [], 0)[0] == []
+    assert len(holdings.end(taken)) == 2
+    assert holdings.end(taken) == []
+    assert select.select([holdings.fileno()], [], [], 0)[0]
+    assert len(holdings.take(10)) == 2
+    holdings.close()
+
+
+def test_every_topic_has_its_turn_with_who_takes_one_at_a_time() -> None:
+    holdings = Holdings(1000)
+    topics = [f"t{number}" for number in range(5)]
+    holdings.want(topics)
+    for topic in topics:
+        at_hand(holdings, topic, 100)
+    assert {delivery.topic for delivery in holdings.take(5)} == set(topics)
+    assert {delivery.topic for _ in range(100) for delivery in holdings.take(1)} == set(topics)
+    holdings.close()
 
 
 def test_an_envelope_is_what_was_put_in() -> None:

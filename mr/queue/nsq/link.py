@@ -43,7 +43,7 @@ class Link(Source, asyncio.Protocol):
 
     async def open(self, settings: Settings, channel: str, visibility: float) -> None:
         """
-        :raises OSError, EOFError, NsqError, asyncio.TimeoutError: it cannot be used.
+        :raises wire.TROUBLE: it cannot be used.
         """
         try:
             await asyncio.wait_for(self._open(settings, channel, visibility), CONNECT_S)

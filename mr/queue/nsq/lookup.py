@@ -10,7 +10,7 @@ import time
 from typing import NamedTuple
 
 from mr.queue.nsq.settings import Address, Settings
-from mr.queue.nsq.wire import reason
+from mr.queue.nsq.wire import TROUBLE, reason
 
 LOOKUP_S = 2.0
 """How old an answer of nsqlookupd may be."""
@@ -38,6 +38,8 @@ class Lookup:
         self._settings = settings
         self._lock = threading.Lock()
         self._nodes: tuple[Node, ...] | None = None
+        if not settings.is_lookup:
+            self._nodes = tuple(Node(address, settings.http_port) for address in settings.addresses)
         self._seen: dict[Node, float] = {}
         self._asked = float("-inf")
         self._avoided: dict[Address, float] = {}
@@ -45,8 +47,6 @@ class Lookup:
 
     def nodes(self) -> tuple[Node, ...]:
         """Every nsqd there is, as far as is known; none where no nsqlookupd ever answered. May wait for the network."""
-        if not self._settings.is_lookup:
-            return tuple(Node(address, self._settings.http_port) for address in self._settings.addresses)
         # The first ones have nothing to go on with, and wait for whoever asks.
         if not self._is_fresh() and self._lock.acquire(blocking=self._nodes is None):
             try:
@@ -66,6 +66,8 @@ class Lookup:
         return ", ".join(f"nsqlookupd {address}" for address in self._settings.addresses)
 
     def _is_fresh(self) -> bool:
+        if not self._settings.is_lookup:
+            return True
         return self._nodes is not None and time.monotonic() - self._asked <= LOOKUP_S
 
     def _refresh(self) -> None:
@@ -78,7 +80,7 @@ class Lookup:
                 continue
             try:
                 self._seen |= dict.fromkeys(self._with_http_port(_ask(address)), now)
-            except (OSError, ValueError, http.client.HTTPException) as error:
+            except (*TROUBLE, ValueError, http.client.HTTPException) as error:
                 self._avoid(address, error)
             else:
                 answered = True
@@ -95,7 +97,7 @@ class Lookup:
         return [Node(node.address, self._settings.http_port or node.http_port) for node in nodes]
 
     def _avoid(self, address: Address, error: Exception) -> None:
-        why = "gives an answer that is none" if isinstance(error, ValueError) else reason(error)
+        why = reason(error) if isinstance(error, TROUBLE) else "does not answer as nsqlookupd does"
         if self._problems.get(address) != why:
             log.warning("nsqlookupd %s %s; trying again", address, why)
         self._problems[address] = why

@@ -41,7 +41,7 @@ class _Unreachable(Exception):
 class _Connection:
     """One connection to one nsqd, used by one caller at a time.
 
-    :raises OSError, EOFError, NsqError: there is no talking to it.
+    :raises wire.TROUBLE: there is no talking to it.
     """
 
     def __init__(self, address: Address, settings: Settings) -> None:
@@ -202,9 +202,10 @@ class _Server:
         if not self._places.acquire(timeout=_ANSWER_S):
             raise _Unreachable("does not answer")
         try:
-            if failures != self._failures:
+            trouble = self.trouble
+            if trouble and failures != self._failures:
                 # While this one queued up, others have found out.
-                raise _Unreachable(self.trouble)
+                raise _Unreachable(trouble)
             yield
         finally:
             self._places.release()
@@ -212,7 +213,7 @@ class _Server:
     def _connect(self) -> _Connection:
         try:
             connection = _Connection(self.address, self._settings)
-        except (OSError, EOFError, NsqError) as error:
+        except wire.TROUBLE as error:
             raise self._failed(error) from error
         with self._lock:
             trouble, self.trouble, self._avoid_s = self.trouble, "", 0.0
@@ -294,7 +295,7 @@ class Publisher:
 
     def longest_delay(self) -> float:
         """What every nsqd takes, in seconds, as far as is known."""
-        return min((server.longest_delay for server in self._servers.values()), default=_LONGEST_DELAY_S)
+        return min((server.longest_delay for server in list(self._servers.values())), default=_LONGEST_DELAY_S)
 
     def close(self) -> None:
         self._is_closed = True

@@ -49,6 +49,10 @@ class NsqError(Exception):
     """nsqd refuses, or is none. The text says what to do about it, as far as that is known."""
 
 
+TROUBLE = (OSError, EOFError, UnicodeError, asyncio.TimeoutError, NsqError)
+"""What is raised where there is no talking to a server; a host's name is encoded, too."""
+
+
 class Identity(NamedTuple):
     """What nsqd says about itself."""
 
@@ -207,7 +211,7 @@ def reason(error: BaseException) -> str:
         return f"refuses TLS: {error.reason or error} (the options cert and key name a client's certificate)"
     if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
         return "does not answer"
-    if isinstance(error, socket.gaierror):
+    if isinstance(error, (socket.gaierror, UnicodeError)):
         return "is not a host that can be found"
     if isinstance(error, EOFError):
         return "closed the connection"
