@@ -251,8 +251,9 @@ def test_a_quiet_watch_stays_open(server: Etcd, store: EtcdStore) -> None:
     watch.close()
 
 
-def test_leases_expire_when_nobody_renews_them_and_live_whole_seconds(store: EtcdStore) -> None:
+def test_leases_expire_when_nobody_renews_them_and_live_whole_seconds(server: Etcd, store: EtcdStore) -> None:
     renewed, short = store.grant(1.2), store.grant(0.2)
+    assert "TTL(2s)" in server.ctl("lease", "timetolive", f"{renewed:x}")
     put(store, "renewed", lease=renewed)
     put(store, "short", lease=short)
     watch = store.watch([""], store.revision())
