@@ -655,6 +655,19 @@ def test_a_full_store_says_what_to_do_and_takes_writes_once_it_is_done(
         assert insist(store, Txn(puts=(Put("more", b""),))) == (Verdict.COMMITTED, 0)
 
 
+def test_a_server_that_takes_less_than_others_gets_less(tmp_path: Path, opening: Callable[[str], EtcdStore]) -> None:
+    servers.need("etcd-3.6")
+    with Etcd(tmp_path, args=["--max-request-bytes=200000"]) as server:
+        store = opening(server.url)
+        small = [Txn(puts=(Put(f"small/{n}", bytes(60_000)),)) for n in range(5)]
+        large = Txn(puts=(Put("large", bytes(250_000)),))
+        outcomes = store.commit([*small, large])
+        assert [outcome.verdict for outcome in outcomes] == [*[Verdict.COMMITTED] * 5, Verdict.UNKNOWN]
+        with pytest.raises(InvalidTransaction, match=r"'large' is larger than this etcd takes.*--max-request-bytes"):
+            store.commit([large])
+        assert store.count("") == 5
+
+
 # --- greenlets -----------------------------------------------------------------------------------------------
 
 GREENLETS = """
