@@ -3,7 +3,7 @@
 Starts an nsqd of its own (see `scripts/servers`) unless a URL is given. Prints, for each of the two in the same run,
 how many messages a second are published and consumed, the CPU time that the consuming process takes for each, and how
 long one takes to a process that sleeps; the last column is NSQ over SQLite. Bodies have 120 bytes, as those of the
-engine do.
+engine do. The last line is what pynsq's Reader does with the same nsqd.
 """
 
 from __future__ import annotations
@@ -89,6 +89,38 @@ def consuming(url: str, topics: list[str], limit: int, processes: int = 1) -> tu
         pipe.send("go")
     counts, times, cpu = zip(*(pipe.recv() for pipe in pipes), strict=True)
     return sum(counts) / max(times), sum(cpu) / sum(counts) * 1e6
+
+
+def consume_with_reader(address: str, topic: str, count: int, results: Connection) -> None:
+    """What pynsq's own Reader takes: sends messages a second, and the CPU time of each in microseconds."""
+    import nsq
+
+    received = 0
+    first = cpu_before = 0.0
+
+    def handle(message: object) -> bool:
+        nonlocal received, first, cpu_before
+        received += 1
+        if received == 1:
+            first, cpu_before = time.perf_counter(), time.process_time()
+        if received == count:
+            results.send((count / (time.perf_counter() - first), (time.process_time() - cpu_before) / count * 1e6))
+        return True
+
+    reader = nsq.Reader(topic, CHANNEL, handle, nsqd_tcp_addresses=[address], max_in_flight=192, max_tries=0)
+    reader.io_loop.start()
+
+
+def reader_beside(url: str, messages: int) -> tuple[float, float]:
+    publish(url, "reader", messages, 100)
+    here, there = _spawn.Pipe()
+    address = url.removeprefix("nsq://").partition("?")[0].partition(",")[0]
+    process = _spawn.Process(target=consume_with_reader, args=(address, "reader", messages, there), daemon=True)
+    process.start()
+    rate, cpu = here.recv()
+    process.kill()
+    process.join()
+    return rate, cpu
 
 
 def echo(url: str, topic: str, results: Connection) -> None:
@@ -181,6 +213,8 @@ def main() -> None:
                 figures = (f"{figure:>10,.0f}" if figure >= 100 else f"{figure:>10.2f}" for figure in (one, other))
                 print(f"{name:76}{''.join(figures)}{other / one:>8.2f}", flush=True)
                 name = ""
+        rate, cpu = reader_beside(nsq, arguments.messages)
+        print(f"pynsq's Reader, 192 in flight: {rate:,.0f} messages/s, CPU {cpu:.2f} µs each")
 
 
 if __name__ == "__main__":
