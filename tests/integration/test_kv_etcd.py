@@ -433,6 +433,20 @@ def test_a_dead_address_among_several_does_not_matter(
         assert [event.key for event in watch.next(LONG_S)] == ["here"]
 
 
+def test_closing_a_watch_is_no_reason_to_leave_its_server(
+    cluster: EtcdCluster, opening: Callable[[str], EtcdStore]
+) -> None:
+    store = opening(cluster.url)
+    node = node_of(store, cluster)
+    for _ in range(3):
+        watch = store.watch(["a"], store.revision())
+        thread = next(thread for thread in threading.enumerate() if thread.name == "etcd watch")
+        watch.close()
+        thread.join(LONG_S)
+        assert not thread.is_alive()
+        assert node_of(store, cluster) is node
+
+
 def test_without_a_majority_nothing_is_promised(cluster: EtcdCluster, opening: Callable[[str], EtcdStore]) -> None:
     store = opening(cluster.url)
     put(store, "a")

@@ -34,8 +34,8 @@ _MAX_WAITING = 10_000
 class _Stream:
     """One call of etcd's Watch and what is known about it."""
 
-    def __init__(self, endpoint: Endpoint, start: int) -> None:
-        self.endpoint = endpoint
+    def __init__(self, endpoint: Endpoint, metadata: Metadata, start: int) -> None:
+        self.endpoint, self.metadata = endpoint, metadata
         self.start = start
         self.heard = time.monotonic()
         self.over = threading.Event()
@@ -161,8 +161,10 @@ class EtcdWatch(Watch):
             except StoreUnavailable as error:
                 self._tell(error)
             else:
-                stream = _Stream(endpoint, 1 + max(self._seen.values()))
-                failure = self._follow(stream, metadata)
+                stream = _Stream(endpoint, metadata, 1 + max(self._seen.values()))
+                failure = self._follow(stream)
+                if self._is_closed:
+                    return
                 self._cluster.heed(endpoint, metadata, failure)
                 if stream.created == len(self._seen):
                     pause, refusals = _FIRST_PAUSE_S, 0
@@ -182,11 +184,14 @@ class EtcdWatch(Watch):
             self._turn_readable(True)
             self._changed.notify_all()
 
-    def _follow(self, stream: _Stream, metadata: Metadata) -> Failure:
+    def _follow(self, stream: _Stream) -> Failure:
         """Takes what the stream brings, until it ends; says how."""
         prefixes = list(self._seen)
         self._parts.clear()
-        stream.call = stream.endpoint.stream(WATCH, self._requests(stream, prefixes), metadata)
+        try:
+            stream.call = stream.endpoint.stream(WATCH, self._requests(stream, prefixes), stream.metadata)
+        except ValueError as error:
+            return Lost(str(error))  # the channel was closed
         try:
             with self._changed:
                 self._stream = stream
@@ -271,7 +276,7 @@ class EtcdWatch(Watch):
         quiet_since = stream.heard
         key, _ = range_of(next(iter(self._seen)))
         try:
-            answer = stream.endpoint.call(RANGE, RangeRequest(key=key), ())
+            answer = stream.endpoint.call(RANGE, RangeRequest(key=key), stream.metadata)
         except Refused:
             stream.heard = time.monotonic()
             return True
