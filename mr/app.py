@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
@@ -47,6 +48,8 @@ def open_store(config: Config) -> Store:
     """
     if config.is_embedded:
         return SqliteStore(config.kv_path)
+    # Else it prints lines of its own beside what we tell.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     with _driver_for(config, "kv_url", "grpc"):
         from mr.kv.etcd import EtcdStore
     return EtcdStore(config.kv_url)

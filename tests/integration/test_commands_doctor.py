@@ -175,7 +175,14 @@ def test_an_etcd_out_of_support_is_a_warning(tmp_path: Path, looked_at: Look) ->
 
 @pytest.mark.parametrize(
     ("version", "has_user", "is_told"),
-    [("3.5.27", True, True), ("3.5.27", False, False), ("3.5.28", True, False), ("3.6.0", True, False)],
+    [
+        ("3.5.29", True, True),
+        ("3.5.29", False, False),
+        ("3.5.30", True, False),
+        ("3.6.4", True, True),
+        ("3.6.11", True, False),
+        ("3.7.0", True, False),
+    ],
 )
 def test_roles_that_do_not_hold_are_told_where_they_are_used(version: str, has_user: bool, is_told: bool) -> None:
     server = examination._Server("a:1", version, True, True, 1, 1, 1 << 30, "", 1, 0, None)

@@ -23,8 +23,9 @@ _LONG = 5_000_000
 """Revisions that are kept: never compacted, and in any case, before it is worth a word."""
 
 _OLD = (3, 5)
-_ROLES_HOLD = (3, 5, 28)
-"""Older ones do not check roles inside nested transactions: CVE-2026-33343."""
+_ROLES_HOLD = ((3, 5, 30), (3, 6, 11))
+"""The first of each line of releases that checks roles inside nested transactions, which is how JobX writes:
+CVE-2026-33343 and CVE-2026-44283."""
 
 _METRIC = re.compile(rb"^(etcd_[a-z_]+) (\S+)$", re.MULTILINE)
 _QUOTA = "etcd_server_quota_backend_bytes"
@@ -153,12 +154,13 @@ def _of_server(server: _Server, has_user: bool) -> list[Finding]:
 
 def _version(server: _Server, name: str, has_user: bool) -> list[Finding]:
     version = tuple(int(part) for part in re.findall(r"\d+", server.version)[:3])
-    advice = "Upgrade to 3.6, or at least to 3.5.28."
+    advice = "Upgrade to 3.6.11, or at least to 3.5.30."
     if version < _OLD:
         text = f"{name} is out of support, and roles do not hold in it (CVE-2026-33343)."
         return [Finding("warning", "store", text, advice)]
-    if version < _ROLES_HOLD and has_user:
-        text = f"Roles do not hold in {name}: nested transactions pass them by (CVE-2026-33343)."
+    holds = version >= next((first for first in _ROLES_HOLD if first[:2] == version[:2]), (3, 6))
+    if not holds and has_user:
+        text = f"Roles do not hold in {name}: nested transactions pass them by (CVE-2026-33343, CVE-2026-44283)."
         return [Finding("warning", "store", text, advice)]
     return []
 
