@@ -14,9 +14,9 @@ from mr.model import keys
 from mr.model.records import Seal
 from mr.model.workers import Registration
 
-_UNKNOWN = 32
-"""How many children are sent for each runner where nobody knows how long they take: as of the shortest. Workers look
-behind those that turn out to be long."""
+_UNKNOWN = 8
+"""How many children are sent for each runner where nobody knows how long they take: most of what short ones could use.
+Workers look behind those that turn out to be long."""
 
 _RETRIED = 4
 """As many where they may be retried: one that waits for its next attempt keeps its place."""

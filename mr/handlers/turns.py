@@ -40,6 +40,11 @@ class Turns(Generic[T]):
         self._items.clear()
         self._count = 0
 
+    @property
+    def owners(self) -> int:
+        """How many have something that waits."""
+        return len(self._items)
+
     def __len__(self) -> int:
         return self._count
 

@@ -39,8 +39,11 @@ from mr.worker.tenure import Tenure
 
 _VISIBILITY_S = 60.0
 _FINISH_AFTER_S = 0.005
+_OTHERS = 8
+_OTHERS_AFTER_S = 0.01
+"""How often a worker that has enough of one request at hand takes a few more messages, to see whether others wait."""
 _LOOK_S = 0.1
-_LOOK_AT = 32
+_LOOK_AT = 64
 _LOOKS_KEPT = 10
 _POLL_S = 2.0
 _DRAIN_S = 8.0
@@ -97,6 +100,7 @@ class Worker:
         self._backlog: Turns[_Task] = Turns()
         self._paces = Paces()
         self._looks = 0
+        self._received = 0.0
         self._jobs: set[Job] = set()
         self._workflows: tuple[str, ...] = ()
         self._is_pumping = False
@@ -312,8 +316,9 @@ class Worker:
         if self.is_stopping:
             return
         if self._wants_messages():
+            room, self._received = self._room(), self._loop.time()
             try:
-                for delivery in self._consumer.receive(self._room(), 0):
+                for delivery in self._consumer.receive(room, 0):
                     self._put_by(self._read(delivery))
             except QueueUnavailable as error:
                 log.warning("the queue does not answer, trying again: %s", error)
@@ -328,11 +333,18 @@ class Worker:
             self._idle_since = self._loop.time()
 
     def _room(self) -> int:
-        return self._pace.hoard - len(self._backlog) - len(self._jobs)
+        return max(self._pace.hoard - len(self._backlog) - len(self._jobs), self._places_for_others())
+
+    def _places_for_others(self) -> int:
+        """Were all that is at hand of one request, every other one would wait until some of it is done."""
+        is_time = self._loop.time() - self._received >= _OTHERS_AFTER_S
+        return _OTHERS if is_time and self._backlog.owners == 1 and not self._pace.is_long else 0
 
     def _wants_messages(self) -> bool:
-        is_down = self._queue_down_until > self._loop.time()
-        return not is_down and len(self._backlog) <= self._pace.most // 4 and self._room() > 0
+        if self._queue_down_until > self._loop.time():
+            return False
+        few = self._pace.most // 4
+        return self._room() > 0 and (len(self._backlog) <= few or self._places_for_others() > 0)
 
     def _listen(self, is_to: bool) -> None:
         """Hears of messages only while it would take them: a descriptor stays readable until they are taken."""
