@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import select
 import subprocess
@@ -10,7 +11,9 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from servers import need
@@ -23,6 +26,7 @@ from mr.queue.base import Consumer, Delivery, Message
 from mr.queue.nsq import NsqQueue, publisher, wire
 from mr.queue.nsq.envelope import Letter, seal, unseal
 from mr.queue.nsq.holdings import Flight, Holdings, Source
+from mr.queue.nsq.link import Link
 from mr.queue.nsq.settings import Address
 from mr.queue.nsq.shares import ROTATE_S, SETTLE_S, Share, divide, share_out
 
@@ -711,19 +715,39 @@ def test_what_is_held_of_a_topic_that_is_given_up_may_still_be_finished(
     assert staying.receive(16, 0.2) == []
 
 
-def test_a_topic_that_is_left_and_taken_up_again_at_once_is_consumed(
-    shared_nsqd: Nsqd, open_queue: OpenQueue, consume: Callable[..., Consumer], topic: str
+def test_topics_that_are_left_and_taken_up_again_at_once_are_consumed(
+    shared_nsqd: Nsqd, open_queue: OpenQueue, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    really_open = Link.open
+    go = threading.Event()
+    begun: list[Link] = []
+    ended: list[Link] = []
+
+    async def open_slowly(link: Link, *arguments: Any) -> None:
+        """Misses being cancelled, as asyncio.wait_for may before Python 3.12."""
+        begun.append(link)
+        while not go.is_set():
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+        await really_open(link, *arguments)
+        ended.append(link)
+
+    monkeypatch.setattr(Link, "open", open_slowly)
     queue = open_queue(url_of(shared_nsqd))
-    consumer = consume(queue, topic)
-    queue.publish(messages(topic, 500))
-    seen = {delivery.body for delivery in take(consumer, 20)}
-    for _ in range(20):
-        consumer.subscribe([])
-        consumer.subscribe([topic])
-    seen |= {delivery.body for delivery in take(consumer, 500 - len(seen))}
-    assert len(seen) == 500
-    wait_until(lambda: clients_of(shared_nsqd, topic) == 1, "one connection is left", PATIENCE)
+    topics = [f"{topic}.{number}" for number in range(5)]
+    consumer = queue.consumer("c", max_in_flight=100)
+    with closing(consumer):
+        for number in range(1, 4):
+            consumer.subscribe(topics)
+            wait_until(lambda number=number: len(begun) == number * len(topics), "connections are opened", PATIENCE)
+            consumer.subscribe([])
+        consumer.subscribe(topics)
+        wait_until(lambda: len(begun) == 4 * len(topics), "connections are opened", PATIENCE)
+        go.set()
+        wait_until(lambda: len(ended) == 4 * len(topics), "connections are open", PATIENCE)
+        wait_until(lambda: all(clients_of(shared_nsqd, each) == 1 for each in topics), "one is kept of each", PATIENCE)
+        queue.publish([Message(each, each.encode()) for each in topics])
+        assert len(take(consumer, len(topics))) == len(topics)
 
 
 def test_what_a_busy_consumer_has_not_asked_for_goes_to_an_idle_one(

@@ -11,9 +11,10 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import Any
 
 from mr.errors import QueueUnavailable
 from mr.queue.base import Message
@@ -72,7 +73,7 @@ class Switchboard:
         self._tending: dict[tuple[Address, str], asyncio.Task[None]] = {}
         self._links: dict[Link, _Nsqd] = {}
         self._leaving: set[asyncio.Task[None]] = set()
-        self._background: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._is_poked = False
         self._is_short = False
         self._shared_demand = 0
@@ -105,7 +106,7 @@ class Switchboard:
 
     def put_off(self, flights: list[Flight], delay: float) -> None:
         """Defers messages for longer than nsqd can: each is published anew, then finished."""
-        self._call(self._put_off_soon, flights, delay)
+        self._call(lambda: self._start(self._put_off(flights, delay)))
 
     def close(self) -> None:
         """Gives everything back and ends the thread. Waits for that, for a second or two at most."""
@@ -130,28 +131,36 @@ class Switchboard:
             self._loop.close()
 
     async def _serve(self) -> None:
-        chores = [asyncio.create_task(self._find_nsqds()), asyncio.create_task(self._look_after())]
-        stopping = asyncio.create_task(self._stop.wait())
+        chores = [self._start(self._find_nsqds()), self._start(self._look_after())]
+        stopping = self._start(self._wait_for_end())
         try:
             await asyncio.wait([*chores, stopping], return_when=asyncio.FIRST_COMPLETED)
-            for link in [link for link in self._links if not link.is_leaving]:
-                self._leave(link)
+            self._topics = frozenset()
+            self._arrange()
             for link in self._links:
                 self._send([(flight, wire.requeue(flight.id)) for flight in self._holdings.drop(link)])
             if self._leaving:
                 await asyncio.wait(self._leaving, timeout=_LEAVE_S)
         finally:
-            tasks = [*chores, stopping, *self._tending.values(), *self._leaving, *self._background]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             for link in self._links:
                 link.abort("")
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks, timeout=_LEAVE_S)
             # Once more around, so that the connections are closed indeed.
             await asyncio.sleep(0)
         for chore in chores:
-            if not chore.cancelled():
+            if chore.done() and not chore.cancelled():
                 chore.result()
+
+    async def _wait_for_end(self) -> None:
+        await self._stop.wait()
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _find_nsqds(self) -> None:
         while True:
@@ -191,18 +200,20 @@ class Switchboard:
         wanted = {(address, topic) for address in self._nsqds for topic in self._topics}
         for place in self._tending.keys() - wanted:
             self._tending.pop(place).cancel()
+        for place in [place for place, tending in self._tending.items() if tending.done()]:
+            # What nobody thought of must not leave a topic unheard.
+            log.error("a connection to nsqd %s has ended", place[0], exc_info=self._tending.pop(place).exception())
         for link in [link for link in self._links if not link.is_leaving and link.topic not in self._topics]:
             self._leave(link)
         for address, topic in wanted - self._tending.keys():
-            tending = self._loop.create_task(self._tend(self._nsqds[address], topic))
-            self._tending[address, topic] = tending
+            self._tending[address, topic] = self._start(self._tend(self._nsqds[address], topic))
         self._tell()
         self._share_soon()
 
     async def _tend(self, nsqd: _Nsqd, topic: str) -> None:
-        """Keeps a connection open, for as long as it is not cancelled."""
+        """Keeps a connection open, for as long as it is wanted."""
         pause = _FIRST_PAUSE_S
-        while True:
+        while self._is_wanted(nsqd, topic):
             link = Link(nsqd.address, topic, self._received)
             try:
                 await link.open(self._settings, self._channel, self._visibility)
@@ -210,6 +221,9 @@ class Switchboard:
                 # A refusal says that it is there, and has what it had.
                 self._failed(nsqd, wire.reason(error), is_lost=not isinstance(error, NsqError))
             else:
+                if not self._is_wanted(nsqd, topic):
+                    link.abort("")
+                    return
                 self._opened(nsqd, link)
                 pause = _FIRST_PAUSE_S
                 why = await link.lost()
@@ -217,6 +231,13 @@ class Switchboard:
                 self._failed(nsqd, why, is_lost=True)
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def _is_wanted(self, nsqd: _Nsqd, topic: str) -> bool:
+        """Whether the task that asks is still the one to tend that connection.
+
+        That it was cancelled is not enough: before Python 3.12, what opens the connection may miss it.
+        """
+        return self._tending.get((nsqd.address, topic)) is asyncio.current_task()
 
     def _opened(self, nsqd: _Nsqd, link: Link) -> None:
         self._links[link] = nsqd
@@ -232,9 +253,11 @@ class Switchboard:
         self._share_soon()
 
     def _closed(self, link: Link) -> None:
-        self._links.pop(link).links -= 1
-        self._holdings.drop(link)
-        self._share_soon()
+        nsqd = self._links.pop(link, None)
+        if nsqd is not None:
+            nsqd.links -= 1
+            self._holdings.drop(link)
+            self._share_soon()
 
     def _failed(self, nsqd: _Nsqd, why: str, *, is_lost: bool) -> None:
         nsqd.is_lost |= is_lost
@@ -255,11 +278,8 @@ class Switchboard:
         self._holdings.tell(trouble)
 
     def _leave(self, link: Link) -> None:
-        tending = self._tending.pop((link.address, link.topic), None)
-        if tending is not None:
-            tending.cancel()
         link.leave()
-        task = self._loop.create_task(self._see_off(link))
+        task = self._start(self._see_off(link))
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
 
@@ -320,11 +340,6 @@ class Switchboard:
             self._send([(flight, wire.requeue(flight.id)) for flight in hoard])
         if self._holdings.has_some():
             self._hoard_timer = self._loop.call_later(HOARD_S, self._give_up_hoard)
-
-    def _put_off_soon(self, flights: list[Flight], delay: float) -> None:
-        task = self._loop.create_task(self._put_off(flights, delay))
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
 
     async def _put_off(self, flights: list[Flight], delay: float) -> None:
         messages = [Message(flight.topic, flight.body, delay) for flight in flights]
