@@ -206,12 +206,12 @@ def nginx_configuration(address: str, sockets: Iterable[Path], directory: Path) 
     """The shipped `nginx.conf` and site in one, changed in nothing but the places: where it listens, where front ends
     do, where logs go and static files are.
     """
-    upstreams = "\n".join(f"    server unix:{path};" for path in sockets) or "    server 127.0.0.1:9 down;"
+    upstreams = "\n".join(f"    server unix:{path} max_fails=0;" for path in sockets) or "    server 127.0.0.1:9 down;"
     site = _replaced(
         (ROOT / "nginx" / "jobx.conf").read_text(),
         {
             "    listen 80;\n    listen [::]:80;": f"    listen {address};",
-            "    server unix:/tmp/mr.gunicorn.sock;": upstreams,
+            "    server unix:/tmp/mr.gunicorn.sock max_fails=0;": upstreams,
             "/var/log/nginx/jobx.": f"{directory}/jobx.",
             "root /usr/share/jobx/static;": f"root {ROOT}/resources/static;",
             "root /usr/share/jobx;": f"root {ROOT}/resources;",

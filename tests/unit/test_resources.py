@@ -48,7 +48,7 @@ def test_units_set_nothing_that_is_unknown(path: str) -> None:
 
 
 def test_nginx_and_the_front_end_meet_at_the_same_sockets() -> None:
-    [upstream] = re.findall(r"^    server (unix:\S+);", SITE, re.MULTILINE)
+    [upstream] = re.findall(r"^    server (unix:\S+) max_fails=0;", SITE, re.MULTILINE)
     assert upstream == gunicorns.SOCKET
     [listened] = re.findall(r"^ListenStream=(.*)$", (UNITS / "jobx-server.socket").read_text(), re.MULTILINE)
     assert f"MR_BIND=unix:{listened} " in (UNITS / "jobx-server.service").read_text()
