@@ -199,6 +199,7 @@ class Settings:
     max_depth: int = 64
     backoff_s: float = 0.5
     max_backoff_s: float = 60.0
+    resend_idle_s: float = 1.5
     resend_first_s: float = 10.0
     resend_last_s: float = 300.0
     resend_vain_s: float = 3600.0

@@ -42,12 +42,13 @@ log = logging.getLogger(__name__)
 class _Pace:
     """When an invocation that nobody runs is sent again: after a first pause, then after doubling ones."""
 
-    __slots__ = ("due", "pause", "seen")
+    __slots__ = ("due", "is_sent", "pause", "seen")
 
     def __init__(self, now: float, first: float) -> None:
         self.seen = now
         self.due = now + first
         self.pause = first
+        self.is_sent = False
 
 
 @dataclass
@@ -104,6 +105,7 @@ class Sweep:
     ) -> None:
         self._env, self._workflow, self._memory = env, workflow, memory
         self._is_hurried, memory.is_hurried = memory.is_hurried, False
+        self._is_idle = has_room
         self._has_room = has_room or self._is_hurried
         self._wakes: list[Wake] = []
         self._offered = offered
@@ -216,8 +218,12 @@ class Sweep:
             pace = self._memory.paces[invocation_id] = _Pace(now, first)
         # Where all workers are busy its message may just be waiting its turn; but not for ever.
         is_patient = not self._has_room and not is_orphan and now - pace.seen < settings.resend_last_s
-        if (now < pace.due or is_patient) and not is_hurried:
+        # This very worker has nothing to do, and would have had the message by now: who should have sent it is gone.
+        is_missed = self._is_idle and message.capability in self._env.capabilities and not pace.is_sent
+        is_due = now >= pace.due or (is_missed and now - pace.seen >= settings.resend_idle_s)
+        if (not is_due or is_patient) and not is_hurried:
             return
+        pace.is_sent = True
         pace.pause = min(last_s, max(2 * pace.pause, first_s))
         pace.due = now + pace.pause
         self._wakes.append(message)
@@ -228,7 +234,7 @@ class Sweep:
         parent_id = parent.invocation_id
         [read] = yield Get(((scene.seal(parent_id), Seal),))
         sealed = read.record
-        if sealed is None or not sealed.open or memory.walks.get(parent_id, 0.0) > now:
+        if sealed is None or not sealed.open or (memory.walks.get(parent_id, 0.0) > now and not self._is_idle):
             return []
         memory.walks[parent_id] = now + min(self._env.settings.resend_first_s, sealed.children / 500)
         pending: list[Invocation] = []

@@ -13,6 +13,7 @@ import secrets
 import signal
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 import msgspec
@@ -97,6 +98,8 @@ class Worker:
         self._is_listening = False
         self._running = 0
         self._queue_down_until = 0.0
+        self._has_unsent = False
+        self._comebacks = 0
         self._backlog: Turns[_Task] = Turns()
         self._paces = Paces()
         self._looks = 0
@@ -151,6 +154,7 @@ class Worker:
             asyncio.create_task(self._every(_POLL_S, self._follow)),
             asyncio.create_task(self._every(_LOOK_S, self._look_behind)),
             asyncio.create_task(self._poll_queue()),
+            asyncio.create_task(self._every(_QUEUE_PAUSE_S, self._retry_queue)),
             asyncio.create_task(self._sweeps.run()),
             asyncio.create_task(self._registry.run()),
         ]
@@ -165,6 +169,14 @@ class Worker:
             await self._publishing.make(self.platform.queue.publish, [])
         except QueueUnavailable as error:
             log.warning("the queue does not answer, trying again: %s", error)
+
+    async def _retry_queue(self) -> None:
+        """Once the queue takes messages again, the sweep sends what it did not take."""
+        if self._has_unsent:
+            with suppress(QueueUnavailable):
+                await self._publishing.make(self.platform.queue.publish, [])
+                self._has_unsent = False
+                self._comebacks += 1
 
     # --- what goes on by itself -------------------------------------------------------------------------------------
 
@@ -297,8 +309,8 @@ class Worker:
         return self._idle_since is not None and self._loop.time() - self._idle_since >= for_s
 
     def restarts(self) -> int:
-        """How often the queue was lost and found again."""
-        return self._consumer.restarts()
+        """How often the queue was lost and found again: what should have been in it may not be."""
+        return self._consumer.restarts() + self._comebacks
 
     def start(self, job: Job, flow: object) -> None:
         """Begins to work on something; its end is taken care of."""
@@ -449,6 +461,7 @@ class Worker:
         try:
             self.platform.queue.publish([to_message(wake) for wake in wakes])
         except QueueUnavailable as error:
+            self._has_unsent = True
             log.warning("%d messages could not be sent, the sweep will: %s", len(wakes), error)
 
     # --- the end ----------------------------------------------------------------------------------------------------
