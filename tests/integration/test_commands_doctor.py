@@ -222,7 +222,7 @@ def test_etcd_is_looked_at_through_tls_and_as_a_user_of_one_workflow(tmp_path: P
         etcd.ctl("auth", "enable")
         for user in ("root", "a"):
             found = looked_at(etcd.url.replace("://", f"://{user}:secret@"))
-            assert {one.level for one in found} == {"ok"}, found
+            assert {one.level for one in found if "Roles do not hold in etcd 3.6.4" not in one.text} == {"ok"}, found
             one_text(found, "ok", "is the leader")
         [refused] = looked_at(etcd.url.replace("://", "://a:wrong@"))
         assert (refused.level, "password" in refused.text) == ("problem", True)
