@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterator
-from typing import Generic, TypeVar
+from collections.abc import Callable, Hashable, Iterator, KeysView
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -20,14 +20,14 @@ class Turns(Generic[T]):
         self._items.setdefault(owner, deque()).append(item)
         self._count += 1
 
-    def take(self) -> T:
-        """
+    def take(self, weight: Callable[[Any], int] | None = None) -> T:
+        """The next item; with ``weight``, of the owners who weigh least.
+
         :raises IndexError: there is nothing.
         """
-        for owner in self._items:
-            break
-        else:
+        if not self._items:
             raise IndexError("nothing waits")
+        owner = next(iter(self._items)) if weight is None else min(self._items, key=weight)
         items = self._items.pop(owner)
         item = items.popleft()
         if items:
@@ -41,9 +41,9 @@ class Turns(Generic[T]):
         self._count = 0
 
     @property
-    def owners(self) -> int:
-        """How many have something that waits."""
-        return len(self._items)
+    def owners(self) -> KeysView[Any]:
+        """Those who have something that waits."""
+        return self._items.keys()
 
     def __len__(self) -> int:
         return self._count

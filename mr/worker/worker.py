@@ -12,25 +12,23 @@ import os
 import secrets
 import signal
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import NamedTuple
-
-import msgspec
 
 from mr.config import Config
 from mr.engine.handle import handle
 from mr.engine.ops import Env, HandBack, Wake
-from mr.engine.shell import Body, Platform, to_message, topic
+from mr.engine.shell import Platform, to_message, topic
 from mr.errors import Compacted, InvalidConfig, QueueUnavailable, StoreError, StoreUnavailable
 from mr.handlers.limits import Limits
 from mr.handlers.pool import RunnerPool
-from mr.handlers.turns import Turns
 from mr.kv.base import Watch
 from mr.model import catalog, keys
 from mr.queue.base import Delivery, Queue
 from mr.worker.calls import Calls
 from mr.worker.group import GroupCommit, GroupRead, Outbox
+from mr.worker.intake import LOOK_FAR_AFTER_S, Intake, Owner, Wanted
 from mr.worker.job import Job
 from mr.worker.pace import MOST_PER_RUNNER, Pace
 from mr.worker.paces import Paces
@@ -40,12 +38,6 @@ from mr.worker.tenure import Tenure
 
 _VISIBILITY_S = 60.0
 _FINISH_AFTER_S = 0.005
-_OTHERS = 8
-_OTHERS_AFTER_S = 0.01
-"""How often a worker that has enough of one request at hand takes a few more messages, to see whether others wait."""
-_LOOK_S = 0.1
-_LOOK_AT = 64
-_LOOKS_KEPT = 10
 _POLL_S = 2.0
 _DRAIN_S = 8.0
 _HAND_BACK_S = 3.0
@@ -73,14 +65,6 @@ def check_sandbox(config: Config) -> None:
         )
 
 
-class _Task(NamedTuple):
-    """A message, and what it says: the workflow and request that it belongs to, and the invocation to look at."""
-
-    delivery: Delivery
-    owner: tuple[str, str]
-    invocation_id: str
-
-
 class Worker:
     """One worker process: build it, then ``await run()`` in its event loop.
 
@@ -97,14 +81,11 @@ class Worker:
         self._pace = Pace(config.runners)
         self._is_listening = False
         self._running = 0
-        self._queue_down_until = 0.0
         self._has_unsent = False
         self._comebacks = 0
-        self._backlog: Turns[_Task] = Turns()
         self._paces = Paces()
-        self._looks = 0
-        self._received = 0.0
         self._jobs: set[Job] = set()
+        self._busy: Counter[Owner] = Counter()
         self._workflows: tuple[str, ...] = ()
         self._is_pumping = False
         self._idle_since: float | None = None
@@ -139,6 +120,7 @@ class Worker:
         self._finished: Outbox[Delivery] = Outbox(loop, self._finish, _FINISH_AFTER_S)
         most = self._runners * MOST_PER_RUNNER
         self._consumer = queue.consumer(self._config.channel, max_in_flight=3 * most, visibility=_VISIBILITY_S)
+        self._intake = Intake(self._consumer, self._pace, self._runners, loop.time, self._finished.add)
         self._sweeps = Sweeps(self, env)
         self._registry = Registry(self, self._config, self._tenure.lease)
         self._watch: Watch | None = None
@@ -152,7 +134,7 @@ class Worker:
             asyncio.create_task(self._every(self._config.lease_s / 20, self._tenure.check)),
             asyncio.create_task(self._every(_VISIBILITY_S / 4, self._touch)),
             asyncio.create_task(self._every(_POLL_S, self._follow)),
-            asyncio.create_task(self._every(_LOOK_S, self._look_behind)),
+            asyncio.create_task(self._every(LOOK_FAR_AFTER_S, lambda: self._intake.look_far(self._busy))),
             asyncio.create_task(self._poll_queue()),
             asyncio.create_task(self._every(_QUEUE_PAUSE_S, self._retry_queue)),
             asyncio.create_task(self._sweeps.run()),
@@ -194,7 +176,7 @@ class Worker:
     async def _poll_queue(self) -> None:
         while True:
             self._pump_soon()
-            pause = self._consumer.idle_for() if self._queue_down_until <= self._loop.time() else _POLL_S
+            pause = _POLL_S if self._intake.is_down else self._consumer.idle_for()
             await asyncio.sleep(min(_POLL_S, max(0.005, pause)))
 
     async def _follow(self) -> None:
@@ -274,8 +256,8 @@ class Worker:
                 job.task.cancel()
 
     def _touch(self) -> None:
-        waiting = [task.delivery for task in self._backlog]
-        deliveries = [*waiting, *(job.delivery for job in self._jobs if job.delivery is not None)]
+        worked_on = (job.delivery for job in self._jobs if job.delivery is not None)
+        deliveries = [*self._intake.deliveries(), *worked_on]
         try:
             self._consumer.touch(deliveries)
         except QueueUnavailable as error:
@@ -327,36 +309,15 @@ class Worker:
         self._is_pumping = False
         if self.is_stopping:
             return
-        if self._wants_messages():
-            room, self._received = self._room(), self._loop.time()
-            try:
-                for delivery in self._consumer.receive(room, 0):
-                    self._put_by(self._read(delivery))
-            except QueueUnavailable as error:
-                log.warning("the queue does not answer, trying again: %s", error)
-                self._queue_down_until = self._loop.time() + _QUEUE_PAUSE_S
-        while self._backlog and len(self._jobs) < self._pace.most:
-            self._begin(self._backlog.take())
-        self._listen(self._wants_messages())
-        is_idle = not self._backlog and len(self._jobs) < self._runners
+        self._intake.fill(self._busy)
+        while (wanted := self._intake.next(self._busy)) is not None:
+            self._begin(wanted)
+        self._listen(self._intake.wants(self._busy))
+        is_idle = not self._intake and len(self._jobs) < self._runners
         if not is_idle:
             self._idle_since = None
         elif self._idle_since is None:
             self._idle_since = self._loop.time()
-
-    def _room(self) -> int:
-        return max(self._pace.hoard - len(self._backlog) - len(self._jobs), self._places_for_others())
-
-    def _places_for_others(self) -> int:
-        """Were all that is at hand of one request, every other one would wait until some of it is done."""
-        is_time = self._loop.time() - self._received >= _OTHERS_AFTER_S
-        return _OTHERS if is_time and self._backlog.owners == 1 and not self._pace.is_long else 0
-
-    def _wants_messages(self) -> bool:
-        if self._queue_down_until > self._loop.time():
-            return False
-        few = self._pace.most // 4
-        return self._room() > 0 and (len(self._backlog) <= few or self._places_for_others() > 0)
 
     def _listen(self, is_to: bool) -> None:
         """Hears of messages only while it would take them: a descriptor stays readable until they are taken."""
@@ -366,53 +327,11 @@ class Worker:
             self._loop.remove_reader(self._consumer.fileno())
         self._is_listening = is_to
 
-    def _look_behind(self) -> None:
-        """Finds requests that wait behind one with much to do, where handlers are long and all runners are busy.
-
-        Such a request is next; what was taken to find it goes to the end of the queue.
-        """
-        is_down = self._queue_down_until > self._loop.time()
-        if self.is_stopping or is_down or not self._pace.is_long or len(self._jobs) < self._pace.most:
-            self._looks = 0
-            return
-        self._looks = self._looks + 1 if self._backlog else 0
-        if self._looks > _LOOKS_KEPT:
-            # What was kept for the next runner had none so far: another worker may.
-            self._give_back_backlog()
-        if self._backlog:
-            return
-        running = {job.owner for job in self._jobs}
-        others: list[Delivery] = []
-        try:
-            for delivery in self._consumer.receive(_LOOK_AT, 0):
-                task = self._read(delivery)
-                if task is None or (task.owner not in running and len(self._backlog) < self._runners):
-                    self._put_by(task)
-                else:
-                    others.append(delivery)
-            self._consumer.requeue(others)
-        except QueueUnavailable as error:
-            log.warning("the queue does not answer, trying again: %s", error)
-
-    def _read(self, delivery: Delivery) -> _Task | None:
-        """None: it says nothing, and is dropped."""
-        try:
-            body = msgspec.json.decode(delivery.body, type=Body)
-        except msgspec.DecodeError as error:
-            log.warning("a message on %s that nobody can read is dropped: %s", delivery.topic, error)
-            self._finished.add(delivery)
-            return None
-        return _Task(delivery, (delivery.topic.split(".")[1], body.request), body.invocation)
-
-    def _put_by(self, task: _Task | None) -> None:
-        """Into the backlog, where requests take turns: a small one does not wait for all children of a wide one."""
-        if task is not None:
-            self._backlog.add(task.owner, task)
-
-    def _begin(self, task: _Task) -> None:
-        workflow, request_id = task.owner
-        job = Job(self, task.delivery, workflow, request_id)
-        self.start(job, handle(self._env, workflow, request_id, task.invocation_id))
+    def _begin(self, wanted: Wanted) -> None:
+        workflow, request_id = wanted.owner
+        job = Job(self, wanted.delivery, workflow, request_id)
+        self._busy[job.owner] += 1
+        self.start(job, handle(self._env, workflow, request_id, wanted.invocation_id))
 
     async def _work(self, job: Job, flow: object) -> None:
         fields = {"workflow": job.workflow, "request": job.request_id}
@@ -432,6 +351,9 @@ class Worker:
 
     def _worked(self, job: Job, task: asyncio.Task[None]) -> None:
         self._jobs.discard(job)
+        self._busy[job.owner] -= 1
+        if not self._busy[job.owner]:
+            del self._busy[job.owner]
         if task.cancelled():
             # Before it had begun.
             self._requeue(job, 0.0)
@@ -475,7 +397,7 @@ class Worker:
         renewing, checking, *others = timers
         for timer in others:
             timer.cancel()
-        self._give_back_backlog()
+        self._intake.give_back()
         await self._registry.leave()
         await self._wait_for_jobs(_DRAIN_S)
         for job in self._jobs:
@@ -497,13 +419,6 @@ class Worker:
         for one in (self.commits, self.reads, self.calls, self._publishing):
             one.close()
         log.info("worker %s has stopped", self.name)
-
-    def _give_back_backlog(self) -> None:
-        try:
-            self._consumer.requeue([task.delivery for task in self._backlog])
-        except QueueUnavailable as error:
-            log.warning("messages could not be given back, they will come again by themselves: %s", error)
-        self._backlog.clear()
 
     async def _wait_for_jobs(self, seconds: float) -> None:
         tasks = [job.task for job in self._jobs if job.task is not None]
