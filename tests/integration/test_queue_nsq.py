@@ -288,6 +288,37 @@ def test_a_frozen_nsqd_holds_nobody_up(
     one.thaw()
 
 
+def test_nobody_who_publishes_waits_to_see_whether_a_frozen_nsqd_is_back(
+    make_nsqd: MakeNsqd, open_queue: OpenQueue, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really_look = publisher._Server.check
+    looked: list[threading.Thread] = []
+
+    def look(server: publisher._Server) -> None:
+        looked.append(threading.current_thread())
+        really_look(server)
+
+    monkeypatch.setattr(publisher._Server, "check", look)
+    one, other = make_nsqd(), make_nsqd()
+    queue = open_queue(url_of(one, other))
+    queue.publish(messages(topic, 300))
+    freeze(one)
+
+    def has_looked() -> bool:
+        queue.publish(messages(topic, 1))
+        return len(looked) >= 2
+
+    wait_until(has_looked, "somebody looked whether it is back", PATIENCE)
+    assert threading.current_thread() not in looked
+    one.thaw()
+
+    def is_published_to_again() -> bool:
+        queue.publish(messages(topic, 1))
+        return one.stats()["topics"][0]["message_count"] > 160
+
+    wait_until(is_published_to_again, "it is published to again", PATIENCE)
+
+
 def test_a_lonely_frozen_nsqd_is_told_and_found_again(
     make_nsqd: MakeNsqd,
     open_queue: OpenQueue,

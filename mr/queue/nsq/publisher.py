@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from mr.errors import QueueUnavailable
 from mr.queue.base import Message
@@ -21,7 +21,7 @@ from mr.queue.nsq.settings import Address, Settings
 from mr.queue.nsq.wire import NsqError
 
 _CONNECT_S = 2.0
-_ANSWER_S = 4.0
+_ANSWER_S = 3.0
 # One that rested for longer may have been forgotten by something on the way.
 _IDLE_S = 60.0
 _CONNECTIONS = 8
@@ -108,16 +108,29 @@ class _Server:
         self._failed_at = 0.0
         self._avoid_s = 0.0
         self._avoid_until = 0.0
+        self._claimed_until = 0.0
 
-    def may_try(self) -> bool:
-        """Whether it is worth asking. Of one that failed only a single caller finds out whether it is back."""
+    def is_avoided(self) -> bool:
+        """Whether it failed so lately that it is not worth asking."""
+        return bool(self.trouble) and time.monotonic() < self._avoid_until
+
+    def claim(self) -> bool:
+        """Whether the caller shall find out if it is back. Of those who ask, this is a single one."""
         with self._lock:
-            if not self.trouble:
-                return True
-            if time.monotonic() < self._avoid_until:
+            now = time.monotonic()
+            if self.is_avoided() or now < self._claimed_until:
                 return False
-            self._avoid_until = time.monotonic() + _CONNECT_S + _ANSWER_S
+            self._claimed_until = now + _CONNECT_S
             return True
+
+    def look_aside(self) -> None:
+        """Finds out whether it is back, if it is time to; nobody waits for that."""
+        if self.claim():
+            threading.Thread(target=self._look, name="nsq-look", daemon=True).start()
+
+    def _look(self) -> None:
+        with suppress(_Unreachable):
+            self.check()
 
     def publish(self, messages: Sequence[Message], channel: str) -> None:
         """
@@ -306,18 +319,25 @@ class Publisher:
         self._try_each(lambda server: server.publish(messages, channel))
 
     def _try_each(self, act: Callable[[_Server], None]) -> None:
-        """Acts on one nsqd, another one each time; on the next where that fails."""
+        """Acts on one nsqd, another one each time; on the next where that fails. Those that failed before come last."""
         problems = []
         servers = self._current()
         first = next(self._turn) % max(1, len(servers))
-        for server in servers[first:] + servers[:first]:
-            if server.may_try():
-                try:
-                    return act(server)
-                except (_Unreachable, NsqError) as error:
-                    problems.append(f"nsqd {server.address} {error}")
-            else:
+        servers = servers[first:] + servers[:first]
+        living = [server for server in servers if not server.trouble]
+        failed = [server for server in servers if server.trouble]
+        if living:
+            for server in failed:
+                server.look_aside()
+        for server in living + failed:
+            # With none that lives, one caller at a time finds out for all; the others need not wait for that.
+            if server.is_avoided() or not (living or server.claim()):
                 problems.append(f"nsqd {server.address} {server.trouble}")
+                continue
+            try:
+                return act(server)
+            except (_Unreachable, NsqError) as error:
+                problems.append(f"nsqd {server.address} {error}")
         raise QueueUnavailable(f"No nsqd took it: {'; '.join(problems)}." if problems else self._lookup.problem())
 
     def _current(self) -> list[_Server]:
