@@ -16,6 +16,8 @@ FULL = os.environ.get("JOBX_FULL") == "1"
 CHILDREN = 2000 if FULL else 300
 KILLS = 10 if FULL else 3
 RUNNERS = 8
+AT_ONCE = 2 * RUNNERS
+"""Telling a store takes less time than a child runs."""
 
 FILES = {
     "jobs.yaml": """
@@ -86,5 +88,7 @@ def test_the_answer_is_right_whatever_is_killed(tmp_path: Path, backing: dict[st
         assert answer.status == 200, answer.text + platform.log()
         assert answer.pairs == [["children", CHILDREN], ["sum", CHILDREN * (CHILDREN - 1) // 2]]
     assert all(0 < count < CHILDREN for count in done), done
-    assert CHILDREN <= executions() <= CHILDREN + KILLS * RUNNERS
+    # What runs when a worker is killed runs again, and so does what has run and is just being told to the store while its
+    # runner has the next one already: no more than are worked on at once.
+    assert CHILDREN <= executions() <= CHILDREN + KILLS * AT_ONCE
     print(f"\n{kill.__name__}: {KILLS} kills at {done} done, {executions()} executions")  # type: ignore[attr-defined]
