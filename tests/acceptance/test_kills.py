@@ -88,7 +88,7 @@ def test_the_answer_is_right_whatever_is_killed(tmp_path: Path, backing: dict[st
         assert answer.status == 200, answer.text + platform.log()
         assert answer.pairs == [["children", CHILDREN], ["sum", CHILDREN * (CHILDREN - 1) // 2]]
     assert all(0 < count < CHILDREN for count in done), done
-    # What runs when a worker is killed runs again, and so does what has run and is just being told to the store while its
+    # What runs when a worker is killed runs again, and so does what has run and is being told to the store while its
     # runner has the next one already: no more than are worked on at once.
     assert CHILDREN <= executions() <= CHILDREN + KILLS * AT_ONCE
     print(f"\n{kill.__name__}: {KILLS} kills at {done} done, {executions()} executions")  # type: ignore[attr-defined]
