@@ -1,6 +1,6 @@
 """Small blocking requests while a bulk fan-out runs: how long they take, beside those of an idle platform in one run.
 
-    python bench/fairness.py [--children 20000] [--child-ms 0] [--surprise] [--seconds 20] [--runners N]
+    python bench/fairness.py [--children 20000] [--child-ms 0] [--surprise] [--seconds 20] [--runners N] [--cluster]
     python bench/fairness.py --url http://HOST:PORT [--token TOKEN] …
     python bench/fairness.py --write DIRECTORY
 
@@ -23,11 +23,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from served import percentile, platform
+from served import cluster, percentile, platform
 
 BULK, OTHER = "bench", "other"
 THINK_S = 0.02
@@ -174,20 +175,24 @@ def main(options: argparse.Namespace) -> None:
     if options.url:
         measure(options.url, options.token, *wanted)
         return
-    settings = {} if options.runners is None else {"MR_RUNNERS": options.runners}
     directory = Path(tempfile.mkdtemp(prefix="jobx-bench-"))
     try:
         write(directory)
-        with platform(**settings) as served:
-            environ = {**os.environ, "MR_DATA_DIR": str(served.data)}
-            for workflow in (BULK, OTHER):
-                jobx = Path(sys.executable).with_name("jobx")
-                subprocess.run(
-                    [jobx, "apply", directory / workflow], env=environ, check=True, stdout=subprocess.DEVNULL
-                )
-            measure(served.url, "", *wanted)
+        with cluster() if options.cluster else nullcontext({}) as settings:
+            measure_on(directory, settings, options.runners, wanted)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def measure_on(directory: Path, settings: dict[str, str], runners: int | None, wanted: Any) -> None:
+    """On a platform of its own, started for this run."""
+    own = {} if runners is None else {"MR_RUNNERS": str(runners)}
+    with platform(**settings, **own) as served:
+        environ = {**os.environ, **settings, "MR_DATA_DIR": str(served.data)}
+        for workflow in (BULK, OTHER):
+            jobx = Path(sys.executable).with_name("jobx")
+            subprocess.run([jobx, "apply", directory / workflow], env=environ, check=True, stdout=subprocess.DEVNULL)
+        measure(served.url, "", *wanted)
 
 
 if __name__ == "__main__":
@@ -197,6 +202,7 @@ if __name__ == "__main__":
     parser.add_argument("--surprise", action="store_true")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--runners", type=int)
+    parser.add_argument("--cluster", action="store_true")
     parser.add_argument("--url", default="")
     parser.add_argument("--token", default="")
     parser.add_argument("--write", type=Path, metavar="DIRECTORY")
