@@ -221,6 +221,28 @@ def test_while_the_only_nsqd_is_down_it_is_named(
     assert consumer.receive(1, 0) == []
 
 
+def test_who_hears_of_a_restart_can_publish_at_once(
+    make_nsqd: MakeNsqd, open_queue: OpenQueue, consume: Callable[..., Consumer], topic: str
+) -> None:
+    nsqd = make_nsqd()
+    queue = open_queue(url_of(nsqd))
+    consumer = consume(queue, topic)
+    until_connected(nsqd, topic)
+    freeze(nsqd)
+
+    def is_left_alone_for_long() -> bool:
+        with pytest.raises(QueueUnavailable):
+            queue.publish(messages(topic, 1))
+        return all(server._avoid_s >= 1.0 for server in queue._publisher._servers.values())
+
+    wait_until(is_left_alone_for_long, "it has failed some times", PATIENCE)
+    nsqd.kill()
+    nsqd.start()
+    wait_until(lambda: consumer.restarts() > 0, "the restart was noticed", PATIENCE)
+    queue.publish([Message(topic, b"again")])
+    assert [delivery.body for delivery in take(consumer, 1)] == [b"again"]
+
+
 def test_one_of_two_is_killed_and_nobody_notices(
     make_nsqd: MakeNsqd, open_queue: OpenQueue, consume: Callable[..., Consumer], topic: str
 ) -> None:

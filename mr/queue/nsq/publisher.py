@@ -25,7 +25,8 @@ _ANSWER_S = 3.0
 # One that rested for longer may have been forgotten by something on the way.
 _IDLE_S = 60.0
 _CONNECTIONS = 8
-_SHORTEST_AVOID_S = 0.5
+# A refusal costs next to nothing, so one that refuses is soon asked again; waiting for nothing is what has to be rare.
+_SHORTEST_AVOID_S = 0.25
 _LONGEST_AVOID_S = 5.0
 _LONGEST_DELAY_S = 3600.0
 # So many messages at once are worth a round trip to every nsqd: what is spread is not lost at once.
@@ -93,7 +94,7 @@ class _Connection:
 
 
 class _Server:
-    """An nsqd with its connections. One that failed is left alone for a while, a longer one each time."""
+    """An nsqd with its connections. One that failed is left alone for a while; a longer one each time, if it hangs."""
 
     def __init__(self, address: Address, settings: Settings) -> None:
         self.address = address
@@ -108,25 +109,25 @@ class _Server:
         self._failed_at = 0.0
         self._avoid_s = 0.0
         self._avoid_until = 0.0
-        self._claimed_until = 0.0
+        self._looks_until = 0.0
 
     def is_avoided(self) -> bool:
         """Whether it failed so lately that it is not worth asking."""
         return bool(self.trouble) and time.monotonic() < self._avoid_until
 
-    def claim(self) -> bool:
-        """Whether the caller shall find out if it is back. Of those who ask, this is a single one."""
+    def forgive(self) -> None:
+        """Somebody has seen that it is back."""
         with self._lock:
-            now = time.monotonic()
-            if self.is_avoided() or now < self._claimed_until:
-                return False
-            self._claimed_until = now + _CONNECT_S
-            return True
+            self._avoid_s = self._avoid_until = 0.0
 
     def look_aside(self) -> None:
         """Finds out whether it is back, if it is time to; nobody waits for that."""
-        if self.claim():
-            threading.Thread(target=self._look, name="nsq-look", daemon=True).start()
+        with self._lock:
+            now = time.monotonic()
+            if self.is_avoided() or now < self._looks_until:
+                return
+            self._looks_until = now + _CONNECT_S
+        threading.Thread(target=self._look, name="nsq-look", daemon=True).start()
 
     def _look(self) -> None:
         with suppress(_Unreachable):
@@ -241,7 +242,8 @@ class _Server:
             now = time.monotonic()
             # Not once for each of those who waited for the same answer.
             if not self.trouble or now > self._failed_at + self._avoid_s:
-                self._avoid_s = min(_LONGEST_AVOID_S, max(_SHORTEST_AVOID_S, 2 * self._avoid_s))
+                longer = min(_LONGEST_AVOID_S, 2 * self._avoid_s) if isinstance(error, TimeoutError) else 0.0
+                self._avoid_s = max(_SHORTEST_AVOID_S, longer)
                 self._failed_at = now
             self._avoid_until = self._failed_at + self._avoid_s
             is_news, self.trouble = self.trouble != why, why
@@ -306,6 +308,12 @@ class Publisher:
         """
         self._try_each(_Server.check)
 
+    def forgive(self, address: Address) -> None:
+        """This nsqd is back, whatever it was like the last time. May be called while others publish."""
+        server = self._servers.get(address)
+        if server is not None:
+            server.forgive()
+
     def longest_delay(self) -> float:
         """What every nsqd takes, in seconds, as far as is known."""
         return min((server.longest_delay for server in list(self._servers.values())), default=_LONGEST_DELAY_S)
@@ -330,8 +338,7 @@ class Publisher:
             for server in failed:
                 server.look_aside()
         for server in living + failed:
-            # With none that lives, one caller at a time finds out for all; the others need not wait for that.
-            if server.is_avoided() or not (living or server.claim()):
+            if server.is_avoided():
                 problems.append(f"nsqd {server.address} {server.trouble}")
                 continue
             try:

@@ -248,6 +248,8 @@ class Switchboard:
         nsqd.trouble = ""
         if nsqd.is_lost:
             nsqd.is_lost = False
+            # First: whoever hears of the restart sends again for what was lost.
+            self._publisher.forgive(nsqd.address)
             self.restarts += 1
         self._tell()
         self._share_soon()
