@@ -31,9 +31,10 @@ class Authority:
         self.ca = self.directory / "ca.pem"
         self._key = self.directory / "ca-key.pem"
         if not self.ca.exists():
-            _openssl(
-                "req", "-x509", *_NEW_KEY, self._key, "-days", DAYS, "-subj", "/CN=JobX test authority", "-out", self.ca
-            )
+            # Pythons from 3.13 on want an authority to say that it may sign.
+            usage = ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]
+            subject = ["-subj", "/CN=JobX test authority"]
+            _openssl("req", "-x509", *_NEW_KEY, self._key, "-days", DAYS, *subject, *usage, "-out", self.ca)
 
     def server(self, name: str = "server") -> Pair:
         """Valid for localhost and 127.0.0.1; without a common name, which etcd would take for a user's."""

@@ -40,6 +40,14 @@ if os.getppid() == parent:
 AnyServer = TypeVar("AnyServer", bound="Server")
 
 
+def _state(task: Path) -> str:
+    """That of a thread, as `/proc` has it; T where it was stopped, or is gone."""
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "T"
+
+
 def wait_until(condition: Callable[[], bool], what: str, timeout: float = START_TIMEOUT_S) -> None:
     """Returns once the condition holds; raises ServerFailed, naming what it waited for, when it does not in time."""
     deadline = time.monotonic() + timeout
@@ -197,6 +205,9 @@ class Server:
     def freeze(self) -> None:
         """Stops it where it stands: its connections stay open, and nothing answers."""
         self._signal(signal.SIGSTOP)
+        # The signal takes effect a moment later, thread by thread.
+        threads = Path(f"/proc/{self.pid}/task")
+        wait_until(lambda: all(_state(each) == "T" for each in threads.iterdir()), f"{self.name} to stand still")
 
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)
