@@ -95,17 +95,6 @@ def topic() -> str:
     return f"t.{uuid.uuid4().hex}"
 
 
-def freeze(nsqd: Nsqd) -> None:
-    """Returns once no thread of it runs any more: what is published now, it does not take."""
-    nsqd.freeze()
-    tasks = Path(f"/proc/{nsqd.pid}/task")
-
-    def is_frozen() -> bool:
-        return all((task / "stat").read_text().rpartition(")")[2].split()[0] == "T" for task in tasks.iterdir())
-
-    wait_until(is_frozen, "it is frozen", PATIENCE)
-
-
 def url_of(*nsqds: Nsqd, options: str = "") -> str:
     return f"nsq://{','.join(nsqd.tcp_address for nsqd in nsqds)}{options}"
 
@@ -228,7 +217,7 @@ def test_who_hears_of_a_restart_can_publish_at_once(
     queue = open_queue(url_of(nsqd))
     consumer = consume(queue, topic)
     until_connected(nsqd, topic)
-    freeze(nsqd)
+    nsqd.freeze()
 
     def is_left_alone_for_long() -> bool:
         with pytest.raises(QueueUnavailable):
@@ -294,7 +283,7 @@ def test_a_frozen_nsqd_holds_nobody_up(
     until_connected(other, topic)
     queue.publish(messages(topic, 300))
     held = take(consumer, 300, finish=False)
-    freeze(one)
+    one.freeze()
     for number in range(10):
         queue.publish([Message(topic, b"after %d" % number)])
     consumer.touch(held)
@@ -324,7 +313,7 @@ def test_nobody_who_publishes_waits_to_see_whether_a_frozen_nsqd_is_back(
     one, other = make_nsqd(), make_nsqd()
     queue = open_queue(url_of(one, other))
     queue.publish(messages(topic, 300))
-    freeze(one)
+    one.freeze()
 
     def has_looked() -> bool:
         queue.publish(messages(topic, 1))
@@ -354,7 +343,7 @@ def test_a_lonely_frozen_nsqd_is_told_and_found_again(
     consumer = consume(queue, topic)
     queue.publish(messages(topic, 1))
     take(consumer, 1)
-    freeze(nsqd)
+    nsqd.freeze()
     with pytest.raises(QueueUnavailable, match=f"{nsqd.tcp_address} does not answer"):
         queue.publish(messages(topic, 1))
     assert f"{nsqd.tcp_address} does not answer" in trouble_of(consumer)
@@ -399,7 +388,7 @@ def test_closing_beside_a_frozen_nsqd_ends_the_thread(make_nsqd: MakeNsqd, open_
     consumer = queue.consumer("c", max_in_flight=10)
     consumer.subscribe([topic])
     until_connected(nsqd, topic)
-    freeze(nsqd)
+    nsqd.freeze()
     consumer.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "nsq-consumer"]
     nsqd.kill()
@@ -881,7 +870,7 @@ def test_a_hundred_greenlets_publish_at_once(
 
 def test_greenlets_go_on_while_nsqd_is_frozen(make_nsqd: MakeNsqd, topic: str) -> None:
     nsqd = make_nsqd()
-    freeze(nsqd)
+    nsqd.freeze()
     ticks, failed = publish_from_greenlets(url_of(nsqd), topic, 100)
     assert failed == 100
     # A hub that hung with the first of them would have come round not even once.
