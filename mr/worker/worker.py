@@ -27,11 +27,11 @@ from mr.kv.base import Watch
 from mr.model import catalog, keys
 from mr.queue.base import Delivery, Queue
 from mr.worker.calls import Calls
+from mr.worker.durations import Durations
 from mr.worker.group import GroupCommit, GroupRead, Outbox
 from mr.worker.intake import LOOK_FAR_AFTER_S, Intake, Owner, Wanted
 from mr.worker.job import Job
 from mr.worker.pace import MOST_PER_RUNNER, Pace
-from mr.worker.paces import Paces
 from mr.worker.registry import Registry
 from mr.worker.sweeps import Sweeps
 from mr.worker.tenure import Tenure
@@ -83,7 +83,7 @@ class Worker:
         self._running = 0
         self._has_unsent = False
         self._comebacks = 0
-        self._paces = Paces()
+        self._durations = Durations()
         self._jobs: set[Job] = set()
         self._busy: Counter[Owner] = Counter()
         self._workflows: tuple[str, ...] = ()
@@ -280,10 +280,10 @@ class Worker:
         """A handler ran for so long."""
         self._running -= 1
         self._pace.ran(seconds)
-        self._paces.learn(workflow, version, seconds)
+        self._durations.learn(workflow, version, seconds)
 
     def _at_hand(self, workflow: str, handlers: tuple[str, ...]) -> float | None:
-        run_s = self._paces.of(workflow, handlers)
+        run_s = self._durations.of(workflow, handlers)
         return None if run_s is None else self._pace.at_hand(run_s)
 
     def has_room(self, for_s: float) -> bool:

@@ -19,8 +19,8 @@ from mr.model import ids
 from mr.model.entities import Job, Request, Step
 from mr.model.records import Manifest, Mark, Seal
 from mr.model.workers import Registration
+from mr.worker.durations import Durations
 from mr.worker.pace import Pace
-from mr.worker.paces import Paces
 
 STEP = Step(
     step_name="s",
@@ -216,7 +216,7 @@ def test_messages_name_the_chunk_of_their_child() -> None:
     assert [wake.chunk for wake in next(flow).wakes] == [0, 0, 1, 2]  # type: ignore[union-attr]
 
 
-# --- turns and paces -------------------------------------------------------------------------------------------------
+# --- turns and durations ----------------------------------------------------------------------------------------------
 
 
 def test_a_newcomer_is_next_behind_one_of_each_other() -> None:
@@ -239,17 +239,17 @@ def test_what_waits_can_be_looked_at_and_forgotten() -> None:
     assert (len(turns), list(turns)) == (0, [])
 
 
-def test_paces_follow_the_newest_runs() -> None:
-    paces = Paces()
-    assert paces.of("w", ("map", "reduce")) is None
-    paces.learn("w", "map", 1.0)
-    assert paces.of("w", ("map", "reduce")) == 1.0, "the reducer may never run here"
-    paces.learn("w", "reduce", 0.5)
-    assert paces.of("w", ("map", "reduce")) == 0.75
-    assert paces.of("other", ("map", "reduce")) is None
+def test_durations_follow_the_newest_runs() -> None:
+    durations = Durations()
+    assert durations.of("w", ("map", "reduce")) is None
+    durations.learn("w", "map", 1.0)
+    assert durations.of("w", ("map", "reduce")) == 1.0, "the reducer may never run here"
+    durations.learn("w", "reduce", 0.5)
+    assert durations.of("w", ("map", "reduce")) == 0.75
+    assert durations.of("other", ("map", "reduce")) is None
     for _ in range(50):
-        paces.learn("w", "map", 0.001)
-    assert paces.of("w", ("map",)) == pytest.approx(0.001, abs=0.0005)
+        durations.learn("w", "map", 0.001)
+    assert durations.of("w", ("map",)) == pytest.approx(0.001, abs=0.0005)
 
 
 def test_a_worker_has_more_at_hand_the_shorter_runs_are_and_the_longer_what_is_done_around_them() -> None:

@@ -9,7 +9,7 @@ _WEIGHT = 0.2
 _KNOWN = 1024
 
 
-class Paces:
+class Durations:
     """Means in seconds by workflow and handler version, the newest runs counting most."""
 
     def __init__(self) -> None:
