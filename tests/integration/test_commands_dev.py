@@ -2,132 +2,48 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
-import json
 import os
 import signal
 import socket
 import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
 
-import psutil
 import pytest
 
-PROGRAM = Path(sys.executable).parent / "jobx"
-DEADLINE_S = 30.0
+from tests.integration.command_harness import (
+    ADD,
+    BIN,
+    DEADLINE_S,
+    JOBS,
+    Running,
+    all_gone,
+    wait_for,
+    write_words,
+)
 
-SPLIT = """def mapper(arguments):
-    yield MrConfigureToReturn()
-    for key, text in arguments:
-        for word in text.split():
-            yield word, 1
-"""
-ADD = """def reducer(results):
-    for word, counts in results:
-        yield word, sum(counts)
-"""
-SLOW = """import time
-
-def mapper(arguments):
-    yield MrConfigureToReturn()
-    for key, seconds in arguments:
-        time.sleep(seconds)
-        yield key, 1
-"""
-JOBS = """steps:
-    count: {map: split, reduce: add}
-    slow: {map: slow, reduce: add}
-jobs:
-    wordcount: {step: count}
-    slow: {step: slow}
-"""
+PROGRAM = BIN / "jobx"
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = DEADLINE_S) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        if time.monotonic() > deadline:
-            pytest.fail(f"Not within {seconds:g} s: {what}")
-        time.sleep(0.01)
-    return found
+class Dev(Running):
+    """A running ``jobx dev``."""
 
-
-class Lines:
-    """The lines of a stream so far."""
-
-    def __init__(self, stream: IO[str]) -> None:
-        self.all: list[str] = []
-        self._thread = threading.Thread(target=self._drain, args=(stream,), daemon=True)
-        self._thread.start()
-
-    def _drain(self, stream: IO[str]) -> None:
-        with stream:
-            for line in stream:
-                self.all.append(line.rstrip("\n"))
-
-    def have(self, part: str) -> bool:
-        return any(part in line for line in self.all)
-
-    def end(self) -> list[str]:
-        self._thread.join(DEADLINE_S)
-        return self.all
-
-
-class Dev:
-    """A running ``jobx dev`` with a session of its own, and everything below it."""
+    port: str
 
     def __init__(self, directory: Path, *arguments: str, **environ: str) -> None:
         self.directory = directory
-        self.environ = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(directory),
-            "MR_DATA_DIR": str(directory / "data"),
-            "MR_RUNNERS": "2",
-            **environ,
-        }
-        self.process = subprocess.Popen(
-            [PROGRAM, "dev", *arguments],
-            cwd=directory,
-            env=self.environ,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        assert self.process.stdout is not None
-        assert self.process.stderr is not None
-        self.output, self.errors = Lines(self.process.stdout), Lines(self.process.stderr)
-        self.known: dict[int, psutil.Process] = {}
+        super().__init__(directory, ["jobx", "dev", *arguments], **environ)
+
+    def connection(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", int(self.port), timeout=DEADLINE_S)
 
     def until_ready(self) -> Dev:
-        def is_ready() -> bool:
-            assert self.process.poll() is None, self.errors.end()
-            return bool(self.output.all)
-
-        wait_for(is_ready, f"ready, and not {self.errors.all}")
+        self.wait_until_ready()
         prefix, _, self.port = self.output.all[0].rpartition(":")
         assert prefix == "JobX is ready at http://127.0.0.1"
         return self
-
-    def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", int(self.port), timeout=DEADLINE_S)
-        with contextlib.closing(connection):
-            connection.request(method, path, None if body is None else json.dumps(body))
-            answer = connection.getresponse()
-            return answer.status, json.loads(answer.read() or b"null")
-
-    def count(self, text: str = "to be or not to be") -> Any:
-        status, answer = self.call("POST", "/job/words/wordcount", {"arguments": {"text": text}})
-        assert status == 200, answer
-        return answer["result"]["pairs"]
 
     def begin_slow(self, seconds: float) -> str:
         """The path of a request whose handler sleeps, and is asleep."""
@@ -144,21 +60,6 @@ class Dev:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def children(self) -> list[psutil.Process]:
-        """The front end and the worker."""
-        return psutil.Process(self.process.pid).children()
-
-    def child(self, part: str) -> psutil.Process:
-        [found] = [child for child in self.children() if part in " ".join(child.cmdline())]
-        return found
-
-    def below(self) -> list[psutil.Process]:
-        """All processes that it, or what it started, has started so far."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for one in psutil.Process(self.process.pid).children(recursive=True):
-                self.known[one.pid] = one
-        return list(self.known.values())
-
     def is_listening(self) -> bool:
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", int(self.port))) == 0
@@ -166,31 +67,10 @@ class Dev:
     def end(self) -> int:
         return self.process.wait(DEADLINE_S)
 
-    def close(self) -> None:
-        below = self.below()
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        for one in below:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
-        self.output.end()
-        self.errors.end()
-
-
-def all_gone(processes: list[psutil.Process]) -> bool:
-    return not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes)
-
 
 @pytest.fixture
 def words(tmp_path: Path) -> Path:
-    directory = tmp_path / "words"
-    directory.mkdir()
-    (directory / "jobs.yaml").write_text(JOBS)
-    (directory / "split.py").write_text(SPLIT)
-    (directory / "add.py").write_text(ADD)
-    (directory / "slow.py").write_text(SLOW)
-    return directory
+    return write_words(tmp_path)
 
 
 Start = Callable[..., Dev]

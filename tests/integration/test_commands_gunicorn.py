@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
 import os
 import signal
 import socket
 import subprocess
-import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -23,9 +20,14 @@ from mr.cli import gunicorns
 from mr.config import Bind, one_per_cpu
 from mr.errors import InvalidConfig
 from mr.web.listening import Listener
-from tests.integration.test_commands_dev import ADD, DEADLINE_S, JOBS, SLOW, SPLIT, Lines, all_gone, wait_for
-
-BIN = Path(sys.executable).parent
+from tests.integration.command_harness import (
+    BIN,
+    DEADLINE_S,
+    Running,
+    all_gone,
+    wait_for,
+    write_words,
+)
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -39,79 +41,23 @@ class UnixConnection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
-class Started:
-    """One of the commands, in a session of its own, on the workflow ``words``."""
+class Started(Running):
+    """One of the commands."""
 
     def __init__(self, directory: Path, *command: str, **environ: str) -> None:
         self.path = directory / "g.sock"
-        self.environ = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(directory),
-            "MR_DATA_DIR": str(directory / "data"),
-            "MR_BIND": f"unix:{self.path}",
-            "MR_RUNNERS": "2",
-            **environ,
-        }
-        self.process = subprocess.Popen(
-            [str(BIN / command[0]), *command[1:]],
-            cwd=directory,
-            env=self.environ,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        assert self.process.stdout is not None
-        assert self.process.stderr is not None
-        self.output, self.errors = Lines(self.process.stdout), Lines(self.process.stderr)
-        self.known: dict[int, psutil.Process] = {}
+        super().__init__(directory, [*command], **{"MR_BIND": f"unix:{self.path}", **environ})
+
+    def connection(self) -> http.client.HTTPConnection:
+        return UnixConnection(self.path)
 
     def until_ready(self) -> Started:
-        def is_ready() -> bool:
-            assert self.process.poll() is None, self.errors.end()
-            return bool(self.output.all)
-
-        wait_for(is_ready, f"ready, and not {self.errors.all}")
+        self.wait_until_ready()
         return self
-
-    def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        connection = UnixConnection(self.path)
-        with contextlib.closing(connection):
-            connection.request(method, path, None if body is None else json.dumps(body))
-            answer = connection.getresponse()
-            return answer.status, json.loads(answer.read() or b"null")
-
-    def count(self, text: str = "to be or not to be") -> Any:
-        status, answer = self.call("POST", "/job/words/wordcount", {"arguments": {"text": text}})
-        assert status == 200, answer
-        return answer["result"]["pairs"]
-
-    def child(self, part: str) -> psutil.Process:
-        children = psutil.Process(self.process.pid).children()
-        [found] = [child for child in children if part in " ".join(child.cmdline())]
-        return found
-
-    def below(self) -> list[psutil.Process]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for one in psutil.Process(self.process.pid).children(recursive=True):
-                self.known[one.pid] = one
-        return list(self.known.values())
 
     def stop(self) -> int:
         self.process.terminate()
         return self.process.wait(DEADLINE_S)
-
-    def close(self) -> None:
-        below = self.below()
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        for one in below:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
-        self.output.end()
-        self.errors.end()
 
 
 Start = Callable[..., Started]
@@ -119,10 +65,7 @@ Start = Callable[..., Started]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    words = tmp_path / "words"
-    words.mkdir()
-    for name, text in (("jobs.yaml", JOBS), ("split.py", SPLIT), ("add.py", ADD), ("slow.py", SLOW)):
-        (words / name).write_text(text)
+    words = write_words(tmp_path)
     environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "MR_DATA_DIR": str(tmp_path / "data")}
     subprocess.run([BIN / "jobx", "apply", str(words)], env=environ, check=True, capture_output=True)
     started: list[Started] = []
