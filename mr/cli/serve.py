@@ -21,6 +21,7 @@ from mr.config import Config
 from mr.errors import InvalidConfig, JobxError
 from mr.handlers.system import die_with_parent
 from mr.web import logs
+from mr.web.aside import elsewhere
 from mr.web.front import Front
 from mr.web.server import serve, start_app
 
@@ -39,22 +40,6 @@ def application() -> Callable[..., Iterable[bytes]]:
 
 def make_front(config: Config) -> Front:
     return Front(open_platform(config), config, make_env(config))
-
-
-def elsewhere(ask: Callable[[], bool]) -> bool:
-    """The answer, from a process of its own: a driver may leave behind what breaks in the processes that are forked.
-
-    True where there is none.
-    """
-    child = os.fork()
-    if not child:
-        code = 1
-        try:
-            code = 1 if ask() else 0
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    return status != 0
 
 
 def main() -> int:
