@@ -145,6 +145,19 @@ class IdempotencyMismatch(JobxError):
     status = 422
 
 
+class ForbiddenURL(InvalidInput):
+    """The platform does not call that URL; the message says why, and what would allow it."""
+
+    slug = "forbidden-url"
+
+
+class InvalidSignature(InvalidInput):
+    """A webhook's signature is missing, wrong or too old."""
+
+    slug = "invalid-signature"
+    status = 401
+
+
 # --- what the platform met -----------------------------------------------------------------------------------
 
 
@@ -217,6 +230,21 @@ class RunnerBroken(JobxError):
     """A runner process could not be started or spoke rubbish."""
 
     slug = "runner-broken"
+
+
+class DeliveryFailed(JobxError):
+    """Something did not reach whom it was for. Final: trying again is no use.
+
+    ``retry_after_s`` is how long the other side asked to be left alone, where it did.
+    """
+
+    slug = "delivery-failed"
+    status = 502
+
+    def __init__(self, message: str, is_final: bool = False, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.is_final = is_final
+        self.retry_after_s = retry_after_s
 
 
 class GraphvizMissing(JobxError):

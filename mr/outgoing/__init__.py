@@ -1,0 +1,1 @@
+"""What leaves the platform: guarded and signed HTTP, and mail."""
