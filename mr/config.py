@@ -186,6 +186,42 @@ def checked_url(text: str, clusters: tuple[str, ...], forms: str) -> str:
     return text
 
 
+def one_of(*known: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in known:
+            raise ValueError(f"give one of {', '.join(known)}")
+        return text
+
+    return read
+
+
+def read_writer(text: str) -> str:
+    if text in ("inline", "file", "email", "http"):
+        return text
+    try:
+        return f"class:{read_class_path(text.removeprefix('class:'))}"
+    except ValueError:
+        raise ValueError("give inline, file, email, http, or a class as in package.module.Class") from None
+
+
+def read_absolute_path(text: str) -> str:
+    if not text.startswith("/"):
+        raise ValueError("give an absolute path")
+    return text
+
+
+def read_mail_server(text: str) -> str:
+    address(text, 587)
+    return text
+
+
+def read_public_url(text: str) -> str:
+    parts = split_url(text)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ValueError("give the URL that the platform has for others, as in https://jobx.example.com")
+    return text.rstrip("/")
+
+
 def read_fs_url(text: str) -> str:
     parts = split_url(text)
     if parts.scheme == "file":
@@ -265,13 +301,33 @@ class Config:
     workflow_scope_factory_fq_class: str = field(default="", metadata=by(read_class_path))
 
     # how results are delivered, by the classic names
-    result_writer_fq_class: str = field(default="", metadata=by(str))
-    result_file_writer_output_path: str = field(default="", metadata=by(str))
+    result_writer_fq_class: str = field(default="inline", metadata=by(read_writer))
+    """What delivers results where nobody says otherwise: inline, file, email, http, or a class of your own."""
+    result_file_writer_output_path: str = field(default="", metadata=by(read_absolute_path))
     result_file_writer_write_as_directory: bool = field(default=False, metadata=by(read_yes_or_no))
+    result_file_writer_format: str = field(default="text", metadata=by(one_of("text", "jsonl", "csv")))
     result_email_writer_to_list: tuple[str, ...] = field(default=(), metadata=by(comma_separated))
     result_http_writer_server_url: str = field(default="", metadata=by(str))
-    email_smtp_hostname: str = field(default="", metadata=by(str))
+
+    # how mail is sent, and who may be told what
+    email_smtp_hostname: str = field(default="", metadata=by(read_mail_server))
+    """``HOST[:PORT]``; empty: this platform sends no mail."""
+    email_smtp_security: str = field(default="starttls", metadata=by(one_of("starttls", "tls", "none")))
+    email_smtp_user: str = field(default="", metadata=by(str))
+    email_smtp_password: str = field(default="", metadata=by(str, secret=True))
+    email_smtp_ca: str = field(default="", metadata=by(read_absolute_path))
+    """The authorities that the mail server's certificate is checked against; empty: the system's."""
     email_smtp_from_email: str = field(default="", metadata=by(str))
+    email_allow: tuple[str, ...] = field(default=(), metadata=by(comma_separated))
+    """Who may be sent mail: addresses, and ``@domain``; empty: everybody."""
+    email_templates: str = field(default="", metadata=by(read_absolute_path))
+    """A directory whose templates replace those of the same name."""
+    outgoing_allow: tuple[str, ...] = field(default=(), metadata=by(comma_separated))
+    """Hosts, ``host:port`` and networks that may be called although they are private, or without TLS."""
+    delivery_s: float = field(default=86400.0, metadata=by(seconds(0, 30 * 86400)))
+    """How long it is tried to deliver a result or a notification."""
+    public_url: str = field(default="", metadata=by(read_public_url))
+    """What links to requests begin with, in mails and notifications."""
 
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
     """Which variable each field that is not a default came from."""

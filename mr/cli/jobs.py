@@ -9,9 +9,8 @@ from mr.cli.edge import Command, say, store
 from mr.cli.entities import known, put
 from mr.errors import JobNotFound
 from mr.model import catalog
+from mr.model.deliveries import check_targets, check_writer
 from mr.model.entities import Job
-
-_WRITERS = ("inline", "file", "email", "http", "mongodb")
 
 
 @click.command(
@@ -21,8 +20,8 @@ _WRITERS = ("inline", "file", "email", "http", "mongodb")
 @click.argument("job")
 @click.argument("description")
 @click.argument("initial_step")
-@click.option("--writer", type=click.Choice(_WRITERS), help="What delivers the result; the platform's, if not given.")
-@click.option("--notify", metavar="URL", help="Who is told of a request's end.")
+@click.option("--writer", metavar="W", help="What delivers the result; the workflow's or platform's, if not given.")
+@click.option("--notify", metavar="TARGET", multiple=True, help="Who is told of a request's end; may be repeated.")
 @click.option(
     "--retention",
     type=click.IntRange(-1),
@@ -35,7 +34,7 @@ def create(
     description: str,
     initial_step: str,
     writer: str | None,
-    notify: str | None,
+    notify: tuple[str, ...],
     retention: int | None,
 ) -> None:
     """Make a job, which is what clients POST to."""
@@ -44,8 +43,8 @@ def create(
         workflow_name=workflow,
         description=description,
         initial_step_name=initial_step,
-        writer=writer,
-        notify=notify,
+        writer=None if writer is None else check_writer(writer),
+        notify=check_targets(notify),
         retention_s=retention,
     )
     put(workflow, "job", job, record, f"Delete it first: mr_kv_job_delete {workflow} {job}")

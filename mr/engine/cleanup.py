@@ -5,8 +5,8 @@ from __future__ import annotations
 from mr.engine import transitions as t
 from mr.engine.ops import Commit, Env, Flow, Get, List, Read, RemoveFiles
 from mr.model import keys
+from mr.model.deliveries import Delivery
 from mr.model.entities import Request
-from mr.model.records import Mark
 
 _PAGE = 100
 """Keys deleted in one transaction; etcd refuses more than 128 operations."""
@@ -25,8 +25,11 @@ def cleanup(env: Env, workflow: str, request_id: str) -> Flow[bool]:
     if record.state != "expiring":
         if not record.is_done or record.expires_timestamp is None or record.expires_timestamp > env.clock():
             return False
-        outstanding = yield List(f"{keys.deliveries(workflow)}{request_id}/", Mark, limit=1)
-        if outstanding:
+        if (yield List(f"{keys.deliveries(workflow)}{request_id}/", None, limit=1)):
+            return False
+        dead = yield List(f"{keys.deads(workflow)}{request_id}/", Delivery)
+        if any(read.record.kind == "result" for read in dead):
+            # Nobody has the result yet: it stays as long as it is listed.
             return False
         answer = yield Commit(t.begin_cleanup(request))
         if not answer.ok:

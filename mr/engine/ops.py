@@ -14,6 +14,7 @@ from mr.config import Config
 from mr.handlers.protocol import Task
 from mr.kv.base import Compare
 from mr.model import ids
+from mr.model.deliveries import Delivery
 from mr.model.entities import Record
 from mr.model.records import Dataset
 
@@ -157,10 +158,17 @@ class RemoveFiles(NamedTuple):
 
 
 class Deliver(NamedTuple):
-    """Delivers what is outstanding for a request. Answered with True once nothing is."""
+    """Tries to deliver. Answered with None if that was done, and with Undelivered if not."""
 
-    workflow_name: str
-    request_id: str
+    delivery: Delivery
+
+
+class Undelivered(NamedTuple):
+    """``is_final``: trying again is of no use. ``retry_after_s``: whoever refused it asks for so long a pause."""
+
+    message: str
+    is_final: bool = False
+    retry_after_s: float = 0.0
 
 
 Op = (
@@ -204,10 +212,16 @@ class Settings:
     resend_last_s: float = 300.0
     resend_vain_s: float = 3600.0
     """The longest pause where no live worker can run what is sent."""
+    deliver_first_s: float = 2.0
+    deliver_last_s: float = 3600.0
+    delivery_s: float = 86400.0
+    """How long a delivery is tried, from when it was owed."""
+    dead_s: float = 30 * 86400.0
+    """How long what could not be delivered is listed."""
 
     @classmethod
     def of(cls, config: Config) -> Settings:
-        return cls(max_lost=config.max_lost, max_depth=config.max_depth)
+        return cls(max_lost=config.max_lost, max_depth=config.max_depth, delivery_s=config.delivery_s)
 
 
 @dataclass(frozen=True)

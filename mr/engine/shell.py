@@ -17,10 +17,11 @@ import msgspec
 
 from mr.engine import ops
 from mr.engine.grouping import Groups
-from mr.errors import CorruptRecord, OutcomeUnknown, QueueUnavailable, StoreUnavailable
+from mr.errors import CorruptRecord, DeliveryFailed, OutcomeUnknown, QueueUnavailable, StoreUnavailable
 from mr.fs.base import Files, Writer
 from mr.kv.base import Entry, Outcome, Put, Store, Txn, Verdict
 from mr.model import keys
+from mr.model.deliveries import Delivery
 from mr.model.entities import Handler, Record, decode, encode
 from mr.model.records import Dataset, Manifest
 from mr.queue.base import Message, Queue
@@ -64,8 +65,7 @@ def settle(outcome: Outcome, doubtful: bool) -> ops.Committed:
 class Platform:
     """The store, the queue and the files, and what is the same however operations are carried out.
 
-    ``deliver`` is what result writers and notifications hang on: called with workflow and request, it answers True once
-    nothing is outstanding.
+    ``deliver`` is what result writers and notifications hang on: it delivers, or raises DeliveryFailed.
     """
 
     _CACHED = 256
@@ -75,7 +75,7 @@ class Platform:
         store: Store,
         queue: Queue,
         files: Files,
-        deliver: Callable[[str, str], bool] = lambda workflow, request: True,
+        deliver: Callable[[Delivery], None] | None = None,
     ) -> None:
         self.store, self.queue, self.files = store, queue, files
         self._deliver = deliver
@@ -102,8 +102,17 @@ class Platform:
         if isinstance(op, ops.LoadManifest):
             return self.manifest(op.workflow_name, op.version)
         if isinstance(op, ops.Deliver):
-            return self._deliver(op.workflow_name, op.request_id)
+            return self._try_to_deliver(op.delivery)
         return self._perform_on_files(op)
+
+    def _try_to_deliver(self, delivery: Delivery) -> ops.Undelivered | None:
+        if self._deliver is None:
+            return ops.Undelivered("Nothing here delivers.")
+        try:
+            self._deliver(delivery)
+        except DeliveryFailed as error:
+            return ops.Undelivered(str(error), error.is_final, error.retry_after_s or 0.0)
+        return None
 
     def _perform_on_files(self, op: ops.Op) -> Any:
         if isinstance(op, ops.Spill):

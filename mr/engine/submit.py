@@ -138,6 +138,8 @@ def new_request(
     retention_s: int,
     is_blocking: bool,
     name: str = "",
+    writer: str = "",
+    notify: list[str] | None = None,
     **context: object,
 ) -> Request:
     """A request that is yet to be submitted."""
@@ -157,4 +159,6 @@ def new_request(
         ended_timestamp=None,
         name=name,
         retention_s=retention_s,
+        writer=writer,
+        notify=notify or [],
     )

@@ -16,7 +16,6 @@ from mr.engine.join import completion, release, wake
 from mr.engine.ops import (
     Change,
     Commit,
-    Deliver,
     Env,
     Flow,
     Get,
@@ -266,9 +265,6 @@ class Sweep:
 
     def _ended_requests(self) -> Flow[None]:
         env, memory, now = self._env, self._memory, self._env.clock()
-        for delivery in (yield List(keys.deliveries(self._workflow), Mark)):
-            request_id = delivery.key.split("/")[2]
-            yield from self._guarded(request_id, self._deliver(delivery, request_id))
         if now >= memory.next_expiry:
             memory.next_expiry = now + min(10.0, env.settings.resend_first_s)
             yield from self._expired(now)
@@ -291,10 +287,6 @@ class Sweep:
             if not page:
                 return
             after = page[-1].key
-
-    def _deliver(self, delivery: Read[Mark], request_id: str) -> Flow[None]:
-        if (yield Deliver(self._workflow, request_id)):
-            yield Commit(t.delivered(delivery))
 
     def _all(self, prefix: str, kind: type[Record]) -> Flow[list[Read[Any]]]:
         found: list[Read[Any]] = []

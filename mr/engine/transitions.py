@@ -13,7 +13,7 @@ import msgspec
 
 from mr.engine.ops import Change, Read, Write
 from mr.kv.base import Compare
-from mr.model import ids, keys
+from mr.model import deliveries, ids, keys
 from mr.model.entities import Failure, Invocation, Request, RequestState, Step
 from mr.model.records import Dataset, Done, FailedChild, Idempotency, Manifest, Mark, Owner, Seal, Session
 
@@ -337,8 +337,7 @@ def _end(request: Request, state: RequestState, now: float, failed: str | None =
     writes = [Write(keys.request(workflow, request_id), ended)]
     if expires is not None:
         writes.append(Write(keys.expire(workflow, expires, request_id), MARK))
-    if request.deliver:
-        writes.append(Write(keys.delivery(workflow, request_id, request.epoch), MARK))
+    writes += [Write(key, record) for key, record in deliveries.of_end(ended)]
     return writes, keys.live(workflow, request_id)
 
 
@@ -491,10 +490,6 @@ def release(scene: Scene, parent: Read[Invocation]) -> tuple[Change, Invocation]
 def cancel(request: Request, live: int, now: float) -> Change:
     writes, live_key = _end(request, "cancelled", now)
     return Change("cancel", (Compare("created", live_key, live, "live"),), tuple(writes), (live_key,))
-
-
-def delivered(delivery: Read[Mark]) -> Change:
-    return Change("deliver", (Compare("modified", delivery.key, delivery.modified, "delivery"),), (), (delivery.key,))
 
 
 def reap(idempotency: Read[Idempotency]) -> Change:

@@ -18,12 +18,12 @@ from mr.handlers.documents import Document, nearest, parse_yaml, shown
 from mr.handlers.header import processor_for, read_handler
 from mr.model import names
 from mr.model.catalog import Limits
+from mr.model.deliveries import check_targets, check_writer
 from mr.model.entities import Handler, Job, Step
 
 JOBS_FILE = "jobs.yaml"
 MAX_SOURCE_BYTES = 1024 * 1024
 MAX_PARTITIONS = 1000
-WRITERS = ("inline", "file", "email", "http", "mongodb")
 
 _WHAT_TO_WRITE = (
     "Write steps and jobs, as in 'steps: {count: {map: split, reduce: add}}' and, a line below, "
@@ -261,9 +261,12 @@ def _jobs(document: Document, workflow: str, value: Any, steps: dict[str, Step])
             document.problem(place, f"The job {name!r} names no step to start with ('step: STEP').")
         elif step and step not in steps:
             document.problem((*place, "step"), f"There is no step {step!r}.{nearest(step, steps)}")
-        writer = given.get("writer")
-        if writer is not None:
-            writer = document.choice((*place, "writer"), writer, WRITERS)
+        writer, notify = given.get("writer"), []
+        try:
+            writer = None if writer is None else check_writer(writer)
+            notify = check_targets(given.get("notify"))
+        except InvalidInput as error:
+            document.problem((*place, error.parameter or ""), str(error))
         retention = given.get("retention")
         if retention is not None:
             retention = document.integer((*place, "retention"), retention, 0, -1)
@@ -273,7 +276,7 @@ def _jobs(document: Document, workflow: str, value: Any, steps: dict[str, Step])
             description=document.text((*place, "description"), given.get("description")),
             initial_step_name=step,
             writer=writer,
-            notify=document.text((*place, "notify"), given.get("notify")) or None,
+            notify=notify,
             retention_s=retention,
         )
     return jobs

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -28,13 +28,13 @@ from mr.errors import (
     WorkflowNotFound,
 )
 from mr.kv.base import Compare, Put, Store, Txn, Verdict
-from mr.model import keys
+from mr.model import deliveries, keys
 from mr.model.entities import Handler, Job, Record, Step, Workflow, decode, encode
 from mr.model.names import check_workflow_name
 from mr.model.records import Current, Manifest
 
 _PATIENCE_S = 5.0
-_ROOM_FOR_FLIP = 4
+_ROOM_FOR_FLIP = 4 + deliveries.MAX_TARGETS
 
 
 class Difference(NamedTuple):
@@ -55,6 +55,27 @@ class Limits(NamedTuple):
 AS_PLATFORM = Limits()
 
 
+class Policies(NamedTuple):
+    """What holds for all requests of a workflow: see :class:`mr.model.entities.Workflow`."""
+
+    retention_s: int | None = None
+    writer: str | None = None
+    notify: tuple[str, ...] = ()
+    outgoing_allow: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, workflow: Workflow) -> Policies:
+        lists = tuple(workflow.notify), tuple(workflow.outgoing_allow)
+        return cls(workflow.retention_s, workflow.writer, *lists)
+
+    def fields(self) -> dict[str, Any]:
+        """As fields of the entity."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in self._asdict().items()}
+
+
+NO_POLICIES = Policies()
+
+
 @dataclass
 class Draft:
     """A workflow while it is being changed. The tables may be changed at will; they are checked at the end."""
@@ -65,6 +86,15 @@ class Draft:
     steps: dict[str, Step] = field(default_factory=dict)
     handlers: dict[str, Handler] = field(default_factory=dict)
     limits: Limits = AS_PLATFORM
+    policies: Policies = NO_POLICIES
+
+    def workflow(self) -> Workflow:
+        return Workflow(
+            workflow_name=self.workflow_name,
+            description=self.description,
+            **self.limits._asdict(),
+            **self.policies.fields(),
+        )
 
     def check(self) -> None:
         """
@@ -219,14 +249,28 @@ def _draft(store: Store, workflow_name: str) -> tuple[Draft, int, str]:
     manifest, described = snapshot.manifest, snapshot.workflow
     handlers = read_handlers(store, manifest)
     limits = Limits(described.max_open_requests, described.max_invocations)
-    draft = Draft(workflow_name, described.description, dict(manifest.jobs), dict(manifest.steps), handlers, limits)
+    draft = Draft(
+        workflow_name,
+        described.description,
+        dict(manifest.jobs),
+        dict(manifest.steps),
+        handlers,
+        limits,
+        Policies.of(described),
+    )
     return draft, snapshot.modified, snapshot.version
 
 
-def create_workflow(store: Store, workflow_name: str, description: str, limits: Limits = AS_PLATFORM) -> bool:
+def create_workflow(
+    store: Store,
+    workflow_name: str,
+    description: str,
+    limits: Limits = AS_PLATFORM,
+    policies: Policies = NO_POLICIES,
+) -> bool:
     """Makes an empty workflow. False: it was there already, just like that.
 
-    :raises AlreadyExists: it is there, with another description or other limits.
+    :raises AlreadyExists: it is there, with another description, other limits or other policies.
     """
     check_workflow_name(workflow_name)
     draft, modified, _ = _draft(store, workflow_name)
@@ -241,11 +285,17 @@ def create_workflow(store: Store, workflow_name: str, description: str, limits: 
                 f"The workflow {workflow_name!r} exists, with other limits. "
                 f"They are changed by mr_kv_workflow_set_limits {workflow_name}."
             )
+        if draft.policies != policies:
+            differing = [name for name, one in draft.policies._asdict().items() if one != getattr(policies, name)]
+            raise AlreadyExists(
+                f"The workflow {workflow_name!r} exists, with another {', '.join(differing)}. "
+                f"That is changed by mr_kv_workflow_set_policies {workflow_name}."
+            )
         return False
-    draft.description, draft.limits = description, limits
+    draft.description, draft.limits, draft.policies = description, limits, policies
     if _commit(store, draft, Draft(workflow_name, ""), 0, ""):
         return True
-    return create_workflow(store, workflow_name, description, limits)
+    return create_workflow(store, workflow_name, description, limits, policies)
 
 
 def delete_workflow(store: Store, workflow_name: str) -> None:
@@ -299,7 +349,7 @@ def change(
 def compare(before: Draft, after: Draft, is_new: bool = False) -> list[Difference]:
     """What leads from one to the other, handlers first."""
     found = [Difference("create", "workflow", after.workflow_name)] if is_new else []
-    if not is_new and (before.description, before.limits) != (after.description, after.limits):
+    if not is_new and before.workflow() != after.workflow():
         found.append(Difference("update", "workflow", after.workflow_name))
     tables: list[tuple[str, Mapping[str, Record], Mapping[str, Record]]] = [
         ("handler", before.handlers, after.handlers),
@@ -357,14 +407,26 @@ def _commit(store: Store, after: Draft, before: Draft, modified: int, version: s
     while len(deletes) > room:
         settle(store, Txn(deletes=tuple(deletes[:room])))
         deletes = deletes[room:]
-    workflow = Workflow(workflow_name=workflow_name, description=after.description, **after.limits._asdict())
     flip = Compare("modified", keys.current(workflow_name), modified, "current")
     if name != version:
         # In one transaction with the flip, since that is how some hear of it.
         puts.append(named)
     puts.append(Put(keys.current(workflow_name), encode(Current(manifest=name))))
-    puts.append(Put(keys.workflow(workflow_name), encode(workflow)))
+    puts.append(Put(keys.workflow(workflow_name), encode(after.workflow())))
+    puts += [Put(owed.key, encode(owed.record)) for owed in news(before, after, name)]
     return settle(store, Txn((flip,), tuple(puts), tuple(deletes), durable=True))
+
+
+def news(before: Draft, after: Draft, version: str) -> list[deliveries.Owed]:
+    """What is owed to those who are told of changed handlers; nothing where none was."""
+    changed = [one for one in compare(before, after) if one.kind == "handler"]
+    if not changed:
+        return []
+    payload = {
+        past: [one.name for one in changed if one.action == action]
+        for action, past in (("create", "new"), ("update", "updated"), ("delete", "deleted"))
+    }
+    return deliveries.of_handlers(after.workflow_name, after.policies.notify, version, payload, time.time())
 
 
 def _pages(puts: Sequence[Put], most: int, most_bytes: int) -> Iterator[tuple[Put, ...]]:

@@ -23,23 +23,31 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Workflow(Record, frozen=True, kw_only=True):
-    """Limits override the platform's (None: as the platform; 0: no limit). See mr.web.limits for what they count."""
+    """Limits override the platform's (None: as the platform; 0: no limit). See mr.web.limits for what they count.
+
+    ``writer`` and ``notify`` are as of :mod:`mr.model.deliveries`; ``outgoing_allow`` names hosts, ``host:port`` and
+    networks that may be told although they are private, or without TLS.
+    """
 
     workflow_name: str
     description: str
     max_open_requests: int | None = None
     max_invocations: int | None = None
+    retention_s: int | None = None
+    writer: str | None = None
+    notify: list[str] = []
+    outgoing_allow: list[str] = []
 
 
 class Job(Record, frozen=True, kw_only=True):
-    """What clients POST to. ``retention_s`` overrides the platform's (None: as the platform)."""
+    """What clients POST to. ``writer`` and ``retention_s`` override those of the workflow; ``notify`` adds to its."""
 
     job_name: str
     workflow_name: str
     description: str
     initial_step_name: str
     writer: str | None = None
-    notify: str | None = None
+    notify: list[str] = []
     retention_s: int | None = None
 
 
@@ -124,8 +132,10 @@ class Request(Record, frozen=True, kw_only=True):
     epoch: int = 0
     retention_s: int = 3600
     expires_timestamp: float | None = None
-    deliver: bool = False
-    """Something beside the record of the result has to be delivered before the request may be removed."""
+    writer: str = ""
+    """What delivers its result (empty: it is only kept). Chosen when it was accepted, like ``notify``."""
+    notify: list[str] = []
+    """Who is told of its end."""
 
 
 class Invocation(Record, frozen=True, kw_only=True):

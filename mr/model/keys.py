@@ -138,9 +138,24 @@ def deliveries(workflow_name: str) -> str:
     return f"delivery/{workflow_name}/"
 
 
-def delivery(workflow_name: str, request_id: str, epoch: int) -> str:
-    """Exists while something of an ended request is still to be delivered."""
-    return f"delivery/{workflow_name}/{request_id}/{epoch}"
+def delivery(workflow_name: str, subject: str, name: str) -> str:
+    """Exists while that is still to be delivered; ``subject`` is a request's ID, or what else it is about."""
+    return f"{deliveries(workflow_name)}{subject}/{name}"
+
+
+def deads(workflow_name: str) -> str:
+    """Prefix of what could not be delivered. Each has the rest of its key in common with the delivery that it was."""
+    return f"dead/{workflow_name}/"
+
+
+def secret(workflow_name: str) -> str:
+    """What the workflow's notifications are signed with."""
+    return f"secret/{workflow_name}"
+
+
+def kept(workflow_name: str, request_id: str) -> str:
+    """How long a request is to be kept, said while it ran."""
+    return f"kept/{workflow_name}/{request_id}"
 
 
 def idempotencies(workflow_name: str) -> str:
@@ -230,6 +245,9 @@ def of_workflow(name: str) -> list[Space]:
         Space(result(name, ""), "readwrite"),
         Space(expiries(name), "readwrite"),
         Space(deliveries(name), "readwrite"),
+        Space(deads(name), "readwrite"),
+        Space(secret(name), "readwrite"),
+        Space(kept(name, ""), "readwrite"),
         Space(idempotencies(name), "readwrite"),
         *(Space(f"{kind}/{name}/", "readwrite") for kind in OF_A_REQUEST),
     ]

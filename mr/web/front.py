@@ -27,7 +27,8 @@ from mr.errors import (
     StoreUnavailable,
 )
 from mr.model import ids, keys, pairs
-from mr.model.entities import Failure, Invocation, Job, Request, decode
+from mr.model.deliveries import INLINE, union
+from mr.model.entities import Failure, Invocation, Job, Request, Workflow, decode
 from mr.model.records import Dataset, Done
 from mr.web import posts, results, waiting
 from mr.web.access import Access
@@ -144,7 +145,7 @@ class Front:
         post = posts.parse(body)
         arguments = check_arguments(self._catalogs.parameters(snapshot, job), post.arguments)
         text = pairs.pairs_text(arguments.items())
-        retention_s = self._retention_s(post, job)
+        retention_s = self._retention_s(post, job, snapshot.workflow)
         request = submit.new_request(
             workflow,
             job_name,
@@ -153,6 +154,8 @@ class Front:
             retention_s,
             is_blocking,
             post.name,
+            writer=writer_of(post, job, snapshot.workflow, self.config),
+            notify=union(post.notify, job.notify, snapshot.workflow.notify),
             **(context or {}),
         )
         key = None if idempotency_key is None else _key(workflow, job_name, idempotency_key, body, retention_s)
@@ -197,8 +200,9 @@ class Front:
             self._limits.leave(workflow, request_id)
         return accepted
 
-    def _retention_s(self, post: posts.Post, job: Job) -> int:
-        chosen = next(one for one in (post.retention_s, job.retention_s, self.config.retention_s) if one is not None)
+    def _retention_s(self, post: posts.Post, job: Job, workflow: Workflow) -> int:
+        wishes = (post.retention_s, job.retention_s, workflow.retention_s, self.config.retention_s)
+        chosen = next(one for one in wishes if one is not None)
         return chosen if chosen < 0 else max(chosen, posts.MIN_RETENTION_S)
 
     # --- waiting ----------------------------------------------------------------------------------------------------
@@ -386,6 +390,13 @@ class Front:
 
     def _look_at_files(self) -> None:
         self.platform.files.create(f"ready.{secrets.token_hex(8)}").discard()
+
+
+def writer_of(post: posts.Post, job: Job, workflow: Workflow, config: Config) -> str:
+    """What delivers the result: the narrowest wish counts. Empty: it is only kept."""
+    wishes = (post.writer, job.writer, workflow.writer, config.result_writer_fq_class)
+    chosen = next(one for one in wishes if one is not None)
+    return "" if chosen == INLINE else chosen
 
 
 def _expired(request_id: str) -> RequestExpired:

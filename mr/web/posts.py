@@ -6,6 +6,7 @@ import difflib
 from typing import Any, NamedTuple
 
 from mr.errors import InvalidInput
+from mr.model.deliveries import check_targets, check_writer
 from mr.web import strict_json
 
 MAX_RETENTION_S = 10 * 366 * 86400
@@ -13,15 +14,18 @@ MIN_RETENTION_S = 60
 MAX_NAME_CHARS = 200
 
 _FIELDS = ("arguments", "input", "output", "writer", "notify", "retention_s", "name")
-_FUTURE = ("input", "output", "notify")
+_FUTURE = ("input", "output")
 
 
 class Post(NamedTuple):
-    """What was asked for. ``retention_s`` is None where the job or the platform decides; ``name`` is for people."""
+    """What was asked for. ``retention_s`` and ``writer`` are None where job, workflow or platform decide, ``notify``
+    adds to theirs; ``name`` is for people."""
 
     arguments: dict[str, Any]
     retention_s: int | None
     name: str
+    writer: str | None
+    notify: list[str]
 
 
 def parse(body: bytes) -> Post:
@@ -38,9 +42,13 @@ def parse(body: bytes) -> Post:
     for field in _FUTURE:
         if value.get(field) is not None:
             raise InvalidInput(f"This version of JobX does not take {field!r} yet: leave it out.", field)
-    if value.get("writer") not in (None, "inline"):
-        raise InvalidInput("This version of JobX has the writer 'inline' only: leave 'writer' out.", "writer")
-    return Post(_arguments(value.get("arguments")), _retention(value.get("retention_s")), _name(value.get("name")))
+    return Post(
+        _arguments(value.get("arguments")),
+        _retention(value.get("retention_s")),
+        _name(value.get("name")),
+        None if value.get("writer") is None else check_writer(value["writer"]),
+        check_targets(value.get("notify")),
+    )
 
 
 def _nearest(field: str) -> str:

@@ -20,7 +20,7 @@ import random
 from collections import Counter, defaultdict
 from typing import Any
 
-from mr.engine import ops
+from mr.engine import deliver, ops
 from mr.engine.handle import handle
 from mr.engine.submit import Key, cancel, submit
 from mr.engine.sweep import Memory, Sweep
@@ -90,7 +90,7 @@ class Plan:
         self.retention = rng.choice((80, 200, 600))
         self.is_keyed = rng.random() < 0.6
         self.holds = rng.choice((300, 1_000_000))
-        self.delivers = rng.random() < 0.5
+        self.notify = [f"https://{number}" for number in range(rng.choice((0, 0, 1, 2)))]
         self.steps = {
             f"s{level}": Step(
                 step_name=f"s{level}",
@@ -190,6 +190,7 @@ class World:
         self.held_until: dict[str, float] = defaultdict(float)
         self.cleaned: set[str] = set()
         self.delivered: set[str] = set()
+        self.owed = deliver.Memory()
 
     def _env(self, process: Process) -> ops.Env:
         def nonce() -> str:
@@ -238,7 +239,7 @@ class World:
             created_timestamp=self.now,
             ended_timestamp=None,
             retention_s=plan.retention,
-            deliver=plan.delivers,
+            notify=plan.notify,
         )
         key = Key(plan.name, "body", plan.holds) if plan.is_keyed else None
         arguments = json.dumps([["tokens", list(range(plan.tokens))]]).encode()
@@ -274,7 +275,7 @@ class World:
                 self.messages.append((self.now, task.message))
             if task.name == "sweep":
                 self.sweeps -= 1
-                self.memory = Memory()
+                self.memory, self.owed = Memory(), deliver.Memory()
         process.tasks.clear()
         process.pending.clear()
         if process.lease:
@@ -462,9 +463,9 @@ class World:
         if isinstance(op, ops.Deliver):
             if self.is_faulty and self.rng.random() < 0.8:
                 self.counts["fault not delivered"] += 1
-                return False
-            self.delivered.add(op.request_id)
-            return True
+                return ops.Undelivered("down")
+            self.delivered.add(op.delivery.delivery_id)
+            return None
         if isinstance(op, (ops.Settle, ops.Stop)):
             return None
         raise TypeError(op)
@@ -575,8 +576,9 @@ class World:
             self.mapped[invocation.invocation_id] = run
         if name == "cleanup-begin":
             request = change.writes[0].record
-            if request.deliver and request.request_id not in self.delivered:
-                raise Violation("removed before it was delivered")
+            for number in range(len(request.notify)):
+                if f"{request.request_id}.{request.epoch}.{number}" not in self.delivered:
+                    raise Violation("removed before it was delivered")
 
     def after(self, change: ops.Change, was_live: bool) -> None:
         name, request_id = change.name, _request_of(change)
@@ -587,7 +589,7 @@ class World:
             raise Violation(f"written after its removal: {name}")
         if name == "submit":
             self._check_submit(change, request_id)
-        elif not was_live and not name.startswith(("cleanup", "deliver", "abandon")):
+        elif not was_live and not name.startswith(("cleanup", "deliver", "put-off", "abandon")):
             raise Violation(f"{name} after the end")
         if keys.live(WORKFLOW, request_id) in change.deletes:
             self.ends[request_id] += 1
@@ -735,6 +737,9 @@ class World:
 
     def _sweep(self) -> Any:
         yield from Sweep(self.envs[self.sweeper], WORKFLOW, self.memory, self.rng.random() < 0.7).run()
+        env = self.envs[self.sweeper]
+        for owed in (yield from deliver.due(env, WORKFLOW, self.owed, 10)):
+            yield from deliver.deliver(env, owed)
         self.sweeps -= 1
 
     def _faults(self) -> None:

@@ -53,12 +53,12 @@ jobs:
     assert (job.initial_step_name, job.writer, job.notify, job.retention_s) == (
         "count",
         "file",
-        "http://localhost/",
+        ["http://localhost/"],
         -1,
     )
     assert (found.jobs["other"].writer, found.jobs["other"].notify, found.jobs["other"].retention_s) == (
         None,
-        None,
+        [],
         None,
     )
     assert {entity.workflow_name for entity in [count, job, *found.handlers.values()]} == {"words"}
