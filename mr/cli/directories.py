@@ -77,7 +77,7 @@ def _run(directory: str, as_json: bool, dry: bool) -> None:
         click.echo(f"{found.workflow}: nothing to change")
 
 
-@click.command(cls=Command, example="$ jobx apply words")
+@click.command(cls=Command, data_dir=True, example="$ jobx apply words")
 @click.argument("directory", metavar="DIR")
 @click.option("--json", "as_json", is_flag=True, help="Print the changes as JSON.")
 def apply(directory: str, as_json: bool) -> None:
@@ -88,7 +88,7 @@ def apply(directory: str, as_json: bool) -> None:
     _run(directory, as_json, dry=False)
 
 
-@click.command(cls=Command, example="$ jobx diff words")
+@click.command(cls=Command, data_dir=True, example="$ jobx diff words")
 @click.argument("directory", metavar="DIR")
 @click.option("--json", "as_json", is_flag=True, help="Print the changes as JSON.")
 def diff(directory: str, as_json: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Generic, TypeVar
 import click
 
 from mr.cli import checks, output
-from mr.cli.edge import Command, say
+from mr.cli.edge import Command, environment, say
 from mr.config import Config
 from mr.errors import InvalidConfig
 from mr.findings import Finding, counted
@@ -52,7 +51,7 @@ class _Aside(Generic[T]):
         return self._answer
 
 
-@click.command(cls=Command, example="$ jobx doctor\n$ jobx doctor --json")
+@click.command(cls=Command, data_dir=True, example="$ jobx doctor\n$ jobx doctor --json")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: whether all is well, and what was found.")
 def doctor(as_json: bool) -> None:
     """See whether all is well, and say what to do where it is not.
@@ -79,7 +78,7 @@ def doctor(as_json: bool) -> None:
 def examine() -> list[Finding]:
     """All findings, in the order of the checks."""
     try:
-        config = Config.read(os.environ)
+        config = Config.read(environment())
     except InvalidConfig as error:
         return [Finding("problem", "settings", str(error), "Correct it; nothing else could be looked at.")]
     store = _Aside("store", lambda: checks.store(config))
@@ -91,7 +90,7 @@ def examine() -> list[Finding]:
     of_store, facts = store.answer(lambda finding: ([finding], None))
     of_queue, backlogs = queue.answer(lambda finding: ([finding], None))
     of_files, identity = files.answer(lambda finding: ([finding], ""))
-    found = [*checks.settings(config, os.environ), *of_store, *of_queue]
+    found = [*checks.settings(config, environment()), *of_store, *of_queue]
     if facts is not None and backlogs is not None:
         found += checks.topics(backlogs, facts, config.workflow_names)
     found += of_files

@@ -22,18 +22,27 @@ if TYPE_CHECKING:
     from mr.kv.base import Store
 
 _CONFIG = "mr.config"
+_DATA_DIR = "mr.data_dir"
 _LOOKED_IN = "mr.looked_in"
 
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
 class _Example(click.Command):
-    """Shows an example at the end of its help."""
+    """Shows an example at the end of its help. With ``data_dir`` it takes the option of that name."""
 
-    def __init__(self, *args: Any, example: str = "", **options: Any) -> None:
+    def __init__(self, *args: Any, example: str = "", data_dir: bool = False, **options: Any) -> None:
         options.setdefault("context_settings", _SETTINGS)
         super().__init__(*args, **options)
         self.example = example
+        self.has_data_dir = False
+        if data_dir:
+            self.take_data_dir()
+
+    def take_data_dir(self) -> None:
+        if not self.has_data_dir:
+            self.has_data_dir = True
+            self.params.append(_data_dir_option())
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if self.example:
@@ -51,9 +60,23 @@ class Command(_Example):
 
 
 class Group(_Example, click.Group):
-    """Commands under one name."""
+    """Commands under one name. With ``data_dir`` each of them takes that option, too."""
 
     command_class = Command
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        if self.has_data_dir and isinstance(cmd, _Example):
+            cmd.take_data_dir()
+        super().add_command(cmd, name)
+
+
+def _data_dir_option() -> click.Option:
+    def hold(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            ctx.meta[_DATA_DIR] = os.path.abspath(value)
+
+    text = "Where everything is kept, as with `jobx dev --data-dir`.  [default: MR_DATA_DIR]"
+    return click.Option(["--data-dir"], metavar="D", help=text, callback=hold, expose_value=False)
 
 
 @contextmanager
@@ -92,9 +115,18 @@ def config(*, is_quiet: bool = False) -> Config:
     if _CONFIG not in meta:
         if not is_quiet:
             warn(os.environ)
-        meta[_CONFIG] = Config.read(os.environ)
+        meta[_CONFIG] = Config.read(environment())
     found: Config = meta[_CONFIG]
     return found
+
+
+def environment() -> dict[str, str]:
+    """The environment of this program, with what its options say instead."""
+    given = dict(os.environ)
+    context = click.get_current_context(silent=True)
+    if context is not None and _DATA_DIR in context.meta:
+        given["MR_DATA_DIR"] = context.meta[_DATA_DIR]
+    return given
 
 
 def warn(environ: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import click
 import msgspec
@@ -29,8 +29,13 @@ def document(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-    """With a heading on a terminal; otherwise a row a line, columns between tabs, without a heading."""
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = (), whole: Sequence[str] = ()
+) -> None:
+    """With a heading on a terminal; otherwise a row a line, columns between tabs, without a heading.
+
+    ``whole`` are the columns that are copied from: they are not folded, however narrow the terminal.
+    """
     if not is_terminal():
         for row in rows:
             click.echo("\t".join(" ".join(cell.split()) for cell in row))
@@ -42,7 +47,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Seque
 
     shown = Table(box=box.SIMPLE_HEAD)
     for column in columns:
-        shown.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if column in right else "left"
+        shown.add_column(column, justify=justify, overflow="fold", no_wrap=column in whole)
     for row in rows:
         shown.add_row(*(Text("".join(char if char.isprintable() else " " for char in cell)) for cell in row))
     Console(highlight=False).print(shown)

@@ -10,7 +10,7 @@ from contextlib import suppress
 import click
 
 from mr.cli import output
-from mr.cli.edge import Command, config, looks_in
+from mr.cli.edge import Command, config, environment, looks_in
 
 BOOT = (
     # What lies about in the current directory must not stand in for a module of the same name.
@@ -58,17 +58,17 @@ def worker(ready_fd: int | None, quiet: bool) -> None:
         raise click.exceptions.Exit(code)
 
 
-@click.command(cls=Command, example="$ MR_BIND=127.0.0.1:8080 MR_WEB_PROCESSES=2 jobx server")
+@click.command(cls=Command, data_dir=True, example="$ MR_BIND=127.0.0.1:8080 MR_WEB_PROCESSES=2 jobx server")
 def server() -> None:
     """Serve the front end alone, until SIGINT or SIGTERM."""
     # Its warnings are told here; everything else the program says itself.
     config()
     sys.stdout.flush()
     command = command_line("serve", "main")
-    os.execv(command[0], command)
+    os.execve(command[0], command, environment())
 
 
-@click.command("config", cls=Command, example="$ MR_RETENTION_S=60 jobx config --json")
+@click.command("config", cls=Command, data_dir=True, example="$ MR_RETENTION_S=60 jobx config --json")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 def show_config(as_json: bool) -> None:
     """Show every setting, and where it comes from. Secrets are masked."""

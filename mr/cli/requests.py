@@ -118,7 +118,8 @@ def _list(workflow: str | None, states: tuple[str, ...], limit: int, as_json: bo
     if as_json:
         output.entities("request", [(request.request_id, request) for request in found])
         return
-    output.table(["request", "workflow", "job", "state", "begun", "took", "name"], map(_row, found), right=["took"])
+    columns = ["request", "workflow", "job", "state", "begun", "took", "name"]
+    output.table(columns, map(_row, found), right=["took"], whole=["request", "state"])
 
 
 def _row(request: Request) -> tuple[str, ...]:
@@ -177,7 +178,9 @@ def _tell_waiting(opened: Store, request: Request) -> None:
         say(waiting.sentence(request.workflow_name, lacks))
 
 
-@click.group("request", cls=Group, example="$ jobx request list words --state failed\n$ jobx request tree last")
+@click.group(
+    "request", cls=Group, data_dir=True, example="$ jobx request list words --state failed\n$ jobx request tree last"
+)
 def group() -> None:
     """Look at requests, and cancel them."""
 

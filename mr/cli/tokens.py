@@ -46,6 +46,7 @@ def _moment_of(ctx: click.Context, param: click.Parameter, value: str | None) ->
 @click.group(
     "token",
     cls=Group,
+    data_dir=True,
     example='$ jobx token create "CI of the words team" --scope submit --workflow words --expires 90d\n'
     "$ jobx token list\n$ jobx token revoke 4f1c09",
 )

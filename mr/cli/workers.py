@@ -23,7 +23,11 @@ class _Group(Group):
 
 
 @click.group(
-    "worker", cls=_Group, invoke_without_command=True, example="$ MR_RUNNERS=8 jobx worker\n$ jobx worker list"
+    "worker",
+    cls=_Group,
+    data_dir=True,
+    invoke_without_command=True,
+    example="$ MR_RUNNERS=8 jobx worker\n$ jobx worker list",
 )
 @click.option("--ready-fd", type=int, hidden=True)
 @click.option("--quiet", is_flag=True, help="Log warnings and errors only.")
