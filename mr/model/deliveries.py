@@ -292,7 +292,8 @@ def _owed(
 ) -> Owed:
     subject = request_id or HANDLERS
     record = Delivery(
-        delivery_id=f"{subject}.{name}",
+        # What is signed joins ID, time and body with dots: one in the ID would leave open where it ends.
+        delivery_id=f"{subject}.{name}".replace(".", "_"),
         workflow_name=workflow,
         request_id=request_id,
         kind=kind,
