@@ -29,7 +29,7 @@ from mr.errors import (
 from mr.model import ids, keys, pairs
 from mr.model.deliveries import INLINE, union
 from mr.model.entities import Failure, Invocation, Job, Request, Workflow, decode
-from mr.model.records import Dataset, Done
+from mr.results import reading
 from mr.web import posts, results, waiting
 from mr.web.access import Access
 from mr.web.catalogs import Catalogs
@@ -318,7 +318,7 @@ class Front:
             failure = self._failure(request)
             assert failure is not None
             raise HandlerFailed(request.request_id, request.failed_invocation_id or "", failure)
-        parts = self._outputs(request)
+        parts = reading.outputs(self.platform.store, request)
         if parts is not None:
             try:
                 return results.text(self.platform.files, parts)
@@ -327,26 +327,6 @@ class Front:
                 if now is not None and now.state != "expiring":
                     raise
         raise _expired(request.request_id)
-
-    def _outputs(self, request: Request) -> list[Dataset] | None:
-        """The outputs of the root's reduces; None where they are gone."""
-        workflow, request_id = request.workflow_name, request.request_id
-        done = self._done(keys.result(workflow, request_id))
-        if done is None:
-            return None
-        if done.partitions <= 1:
-            return None if done.output is None else [done.output]
-        outputs = []
-        for partition in range(done.partitions):
-            part = self._done(keys.done(workflow, request_id, ids.reduce_of(request.invocation_id, partition)))
-            if part is None or part.output is None:
-                return None
-            outputs.append(part.output)
-        return outputs
-
-    def _done(self, key: str) -> Done | None:
-        [entry] = self.platform.store.get([key])
-        return None if entry is None else decode(Done, key, entry.value)
 
     def cancel(self, request: Request) -> Request:
         """Ends it, if it runs; answers how it stands then.
