@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from mr.handlers.tracebacks import shortened
 from mr.kv.base import Entry, Store
-from mr.model import keys
+from mr.model import catalog, keys
 from mr.model.entities import Invocation, Request, decode
 from mr.model.progress import Cause, Counts, Progress, StepCounts, Waiting
 from mr.model.records import Manifest, Seal
@@ -57,10 +57,11 @@ class _Fan(NamedTuple):
 class Looker:
     """Looks at one request. Used by one thread; ``request`` is how it stands now."""
 
-    def __init__(self, store: Store, request: Request, manifest: Callable[[], Manifest]) -> None:
-        self._store, self._manifest = store, manifest
+    def __init__(self, store: Store, request: Request) -> None:
+        self._store = store
         self._workflow, self._id, self._root = request.workflow_name, request.request_id, request.invocation_id
         self._job = request.job_name
+        self._manifests: dict[str, Manifest] = {}
         self._ended: deque[tuple[float, int]] = deque()
         self._lacks: list[waiting.Lack] = []
         self._lacks_due = 0.0
@@ -148,7 +149,7 @@ class Looker:
         ended: Counter[_Epoch],
         failed: Counter[_Epoch],
     ) -> dict[str, StepCounts]:
-        first = self._manifest().jobs[self._job].initial_step_name if root is None else root.step_name
+        first = self._manifest(request).jobs[self._job].initial_step_name if root is None else root.step_name
         has_failed = request.state == "failed"
         steps = {first: StepCounts(step_name=first, sealed=1, ended=int(request.is_done), failed=int(has_failed))}
         for fan in fans:
@@ -205,9 +206,15 @@ class Looker:
             return []
         now = time.monotonic()
         if now >= self._lacks_due:
-            self._lacks = waiting.waited_for(self._store, request, self._manifest())
+            self._lacks = waiting.waited_for(self._store, request, self._manifest(request))
             self._lacks_due = now + _WAITING_S
         return self._lacks
+
+    def _manifest(self, request: Request) -> Manifest:
+        """The one that it is pinned to, which a redrive may change."""
+        if request.manifest not in self._manifests:
+            self._manifests = {request.manifest: catalog.read_manifest(self._store, self._workflow, request.manifest)}
+        return self._manifests[request.manifest]
 
     def _cause(self, request: Request) -> Cause | None:
         if request.state != "failed":
