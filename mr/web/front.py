@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any, NamedTuple
 
 from mr.config import Config
@@ -216,6 +216,10 @@ class Front:
             event.set()
             return self._wait(workflow, request_id, event, seconds)
 
+    def end_of(self, workflow: str, request_id: str) -> AbstractContextManager[threading.Event]:
+        """An event that is set when the request may have ended, or nobody is to wait any more."""
+        return self._ends.of(workflow, request_id)
+
     def _wait(self, workflow: str, request_id: str, event: Any, seconds: float) -> Request | None:
         deadline = time.monotonic() + seconds
         while event.wait(0 if self.is_draining else max(0.0, deadline - time.monotonic())):
@@ -304,7 +308,7 @@ class Front:
             return Failure(exception_type="Unknown", exception_message="The invocation's record says nothing.")
         return error
 
-    def result(self, request: Request) -> Iterable[bytes]:
+    def result(self, request: Request, write: results.Write = results.text) -> Iterable[bytes]:
         """The text of an ended request's result, in pieces.
 
         :raises HandlerFailed: there is none, because a handler failed.
@@ -321,7 +325,7 @@ class Front:
         parts = reading.outputs(self.platform.store, request)
         if parts is not None:
             try:
-                return results.text(self.platform.files, parts)
+                return write(self.platform.files, parts)
             except FilesUnavailable:
                 now = self._read(request.workflow_name, request.request_id)
                 if now is not None and now.state != "expiring":

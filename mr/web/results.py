@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
 import msgspec
@@ -11,6 +11,9 @@ import msgspec
 from mr.fs.base import Files
 from mr.model.records import Dataset
 from mr.results import reading
+
+Write = Callable[[Files, list[Dataset]], Iterable[bytes]]
+"""How the outputs of a request's last reduces are written, in pieces."""
 
 HEAD = b'{"result": {"pairs": ['
 TAIL = b"]}}\n"
@@ -26,6 +29,27 @@ def text(files: Files, parts: list[Dataset]) -> Iterable[bytes]:
     pieces = reading.pieces(files, parts)
     first = next(pieces, b"[]")
     return chain([HEAD + _inner(first)], _rest(pieces, len(first) > 2), [TAIL])
+
+
+def lines(files: Files, parts: list[Dataset]) -> Iterable[bytes]:
+    """The same pairs as JSON texts, ``[key,value]`` a line.
+
+    :raises FilesUnavailable: see :func:`text`.
+    """
+    pieces = reading.pieces(files, parts)
+    return chain([_lines(next(pieces, b"[]"))], _rest_of_lines(pieces))
+
+
+def _rest_of_lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    for piece in pieces:
+        # An empty piece would end an answer in chunks.
+        if text := _lines(piece):
+            yield text
+        time.sleep(0)
+
+
+def _lines(piece: bytes) -> bytes:
+    return b"".join([b"%b\n" % pair for pair in msgspec.json.decode(piece, type=list[msgspec.Raw])])
 
 
 def _rest(pieces: Iterator[bytes], is_filled: bool) -> Iterator[bytes]:
