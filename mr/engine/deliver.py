@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import msgspec
 
-from mr.engine.ops import Change, Commit, Deliver, Env, Flow, Get, List, Read, Write
+from mr.engine.ops import Change, Commit, Deliver, Env, Flow, Get, List, Read, Undelivered, Write
 from mr.kv.base import Compare
 from mr.model import deliveries, keys
 from mr.model.deliveries import Delivery
@@ -14,47 +16,62 @@ from mr.model.deliveries import Delivery
 _LOOK_AT_DEAD_S = 300.0
 
 
+class Known(NamedTuple):
+    """A delivery as it was read: at which revision, when it is due, and for whom."""
+
+    modified: int
+    due: float
+    target: str
+
+
 @dataclass
 class Memory:
-    """What a courier knows of a workflow's deliveries: which revision of each is due when."""
+    """What a courier knows of a workflow's deliveries."""
 
-    due: dict[str, tuple[int, float]] = field(default_factory=dict)
+    known: dict[str, Known] = field(default_factory=dict)
     next_burial: float = 0.0
 
 
-def due(env: Env, workflow: str, memory: Memory, most: int) -> Flow[list[Read[Delivery]]]:
-    """Those that are to be tried now, ``most`` at most. What waits for its next try costs no more than its key."""
+def due(env: Env, workflow: str, memory: Memory, takes: Callable[[str, str], bool]) -> Flow[list[Read[Delivery]]]:
+    """Those that are to be tried now, of which ``takes`` says by key and target whether there is room for it.
+
+    What waits costs no more than the listing of its key.
+    """
     now, page_size = env.clock(), env.settings.page
-    found: list[Read[Delivery]] = []
-    seen: set[str] = set()
-    after = ""
-    while True:
+    wanted: list[str] = []
+    seen: dict[str, Known] = {}
+    after, is_last = "", False
+    while not is_last:
         page: list[Read[Delivery]] = yield List(keys.deliveries(workflow), None, after, page_size)
-        news = [read.key for read in page if memory.due.get(read.key, (0, 0.0))[0] != read.modified]
-        for start in range(0, len(news), 100):
-            for read in (yield Get(tuple((key, Delivery) for key in news[start : start + 100]))):
-                if read.record is not None:
-                    memory.due[read.key] = (read.modified, read.record.due_timestamp)
-        ripe = [read.key for read in page if memory.due.get(read.key, (0, now + 1))[1] <= now]
-        seen.update(read.key for read in page)
-        if wanted := ripe[: most - len(found)]:
-            found += [read for read in (yield Get(tuple((key, Delivery) for key in wanted))) if read.record is not None]
-        if len(page) < page_size:
-            memory.due = {key: known for key, known in memory.due.items() if key in seen}
-            return found
-        if len(found) >= most:
-            return found
-        after = page[-1].key
+        is_last = len(page) < page_size
+        known = {read.key: memory.known[read.key] for read in page if read.key in memory.known}
+        news = [read.key for read in page if read.key not in known or known[read.key].modified != read.modified]
+        for read in (yield from _read(news)):
+            known[read.key] = Known(read.modified, read.record.due_timestamp, read.record.target)
+        seen.update(known)
+        wanted += [key for key, one in known.items() if one.due <= now and takes(key, one.target)]
+        after = page[-1].key if page else ""
+    memory.known = seen
+    return (yield from _read(wanted))
 
 
-def deliver(env: Env, owed: Read[Delivery]) -> Flow[None]:
-    """One try at one delivery."""
+def _read(names: list[str]) -> Flow[list[Any]]:
+    """Those that are there."""
+    found: list[Any] = []
+    for start in range(0, len(names), 100):
+        reads = yield Get(tuple((key, Delivery) for key in names[start : start + 100]))
+        found += [read for read in reads if read.record is not None]
+    return found
+
+
+def deliver(env: Env, owed: Read[Delivery]) -> Flow[Undelivered | None]:
+    """One try at one delivery. Answers None where it was delivered, and otherwise why not."""
     record = owed.record
     assert record is not None
-    failure = yield Deliver(record)
+    failure: Undelivered | None = yield Deliver(record)
     if failure is None:
         yield Commit(delivered(owed))
-        return
+        return None
     settings, now = env.settings, env.clock()
     ceiling = min(settings.deliver_last_s, settings.deliver_first_s * 2.0 ** min(record.attempts, 30))
     pause = max(ceiling * (0.5 + 0.5 * env.jitter()), min(failure.retry_after_s, settings.deliver_last_s))
@@ -62,6 +79,7 @@ def deliver(env: Env, owed: Read[Delivery]) -> Flow[None]:
         yield Commit(bury(owed, failure.message, now))
     else:
         yield Commit(put_off(owed, failure.message, now + pause))
+    return failure
 
 
 def forget_dead(env: Env, workflow: str, memory: Memory) -> Flow[None]:

@@ -134,8 +134,12 @@ def due_of(expire_key: str) -> int:
     return int(expire_key.split("/")[2])
 
 
+DELIVERIES = "delivery/"
+"""Prefix of everything that is owed to others."""
+
+
 def deliveries(workflow_name: str) -> str:
-    return f"delivery/{workflow_name}/"
+    return f"{DELIVERIES}{workflow_name}/"
 
 
 def delivery(workflow_name: str, subject: str, name: str) -> str:
@@ -156,6 +160,15 @@ def secret(workflow_name: str) -> str:
 def kept(workflow_name: str, request_id: str) -> str:
     """How long a request is to be kept, said while it ran."""
     return f"kept/{workflow_name}/{request_id}"
+
+
+def redrives(workflow_name: str) -> str:
+    return f"redrive/{workflow_name}/"
+
+
+def redrive(workflow_name: str, request_id: str) -> str:
+    """Exists while a redrive of the request is being prepared, so that one which was cut short is found."""
+    return f"{redrives(workflow_name)}{request_id}"
 
 
 def idempotencies(workflow_name: str) -> str:
@@ -207,13 +220,21 @@ def token(token_id: str) -> str:
     return f"{TOKENS}{token_id}"
 
 
-OF_A_REQUEST = ("entities/invocation", "own", "seal", "chunk", "count", "failed", "done", "dataset", "session")
+def tree(workflow_name: str, request_id: str, name: str) -> str:
+    """Prefix of a tree collection about a request: see :class:`mr.model.collections.KvTree`. The engine reads none."""
+    return f"tree/{workflow_name}/{request_id}/{name}"
+
+
+OF_A_REQUEST = ("entities/invocation", "own", "seal", "chunk", "count", "failed", "done", "dataset", "session", "tree")
 """Kinds whose keys go with a request, as ``<kind>/<workflow>/<request_id>/…``."""
+
+OWED = ("delivery", "dead")
+"""Such kinds, too, of which some are about a workflow."""
 
 
 def of_request(workflow_name: str, request_id: str) -> list[str]:
     """Prefixes of everything that belongs to a request, apart from single keys."""
-    return [f"{kind}/{workflow_name}/{request_id}/" for kind in OF_A_REQUEST]
+    return [f"{kind}/{workflow_name}/{request_id}/" for kind in (*OF_A_REQUEST, *OWED)]
 
 
 class Space(NamedTuple):
@@ -244,6 +265,7 @@ def of_workflow(name: str) -> list[Space]:
         Space(lives(name), "readwrite"),
         Space(result(name, ""), "readwrite"),
         Space(expiries(name), "readwrite"),
+        Space(redrives(name), "readwrite"),
         Space(deliveries(name), "readwrite"),
         Space(deads(name), "readwrite"),
         Space(secret(name), "readwrite"),

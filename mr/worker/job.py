@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -14,6 +14,7 @@ from mr.engine.shell import Platform
 from mr.errors import FilesUnavailable, RunnerBroken, StoreUnavailable
 from mr.handlers.pool import Runner, RunnerPool
 from mr.handlers.protocol import Event, Failed, Finished
+from mr.model import keys
 from mr.model.entities import Handler
 from mr.queue.base import Delivery
 from mr.worker.calls import Calls
@@ -23,6 +24,8 @@ from mr.worker.pace import WAIT_FOR_RUNNER_S
 _FIRST_PAUSE_S = 0.05
 _LAST_PAUSE_S = 2.0
 _BREATHE_S = 0.01
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +39,16 @@ class Surroundings(Protocol):
     reads: GroupRead
     calls: Calls
     """For whatever else the store is asked."""
+    delivering: Calls
+    """For what others than the platform are told."""
     wakes: Outbox[ops.Wake]
     is_stopping: bool
 
     def is_crowded(self) -> None:
         """An invocation waited in vain for a runner."""
+
+    def owes(self) -> None:
+        """There is something new to be delivered."""
 
     def starts(self) -> None:
         """A handler begins to run."""
@@ -70,8 +78,8 @@ class Job:
         self._spilled: set[str] = set()
         self._is_ended = False
 
-    async def run(self, flow: ops.Flow[Any]) -> None:
-        """Runs the flow to its end.
+    async def run(self, flow: ops.Flow[T]) -> T:
+        """Runs the flow to its end, and answers what it does.
 
         :raises HandBack: what was claimed is given back, and the message should come again.
         :raises Exception: whatever went wrong; what was claimed is let go.
@@ -82,8 +90,9 @@ class Job:
             while True:
                 try:
                     op = flow.send(answer) if problem is None else flow.throw(problem)
-                except StopIteration:
-                    return
+                except StopIteration as stop:
+                    result: T = stop.value
+                    return result
                 answer, problem = None, None
                 try:
                     answer = await self._perform(op)
@@ -106,7 +115,10 @@ class Job:
 
     async def _perform(self, op: ops.Op) -> Any:
         if isinstance(op, ops.Commit):
-            return await self._worker.commits.commit(op.change)
+            answer = await self._worker.commits.commit(op.change)
+            if answer.ok and any(write.key.startswith(keys.DELIVERIES) for write in op.change.writes):
+                self._worker.owes()
+            return answer
         if isinstance(op, ops.NextEvent):
             return await self._next_event()
         if isinstance(op, ops.Publish):
@@ -142,6 +154,8 @@ class Job:
 
     async def _try(self, op: ops.Op) -> Any:
         platform = self._worker.platform
+        if isinstance(op, ops.Deliver):
+            return await self._worker.delivering.make(platform.perform, op)
         if isinstance(op, (ops.Settle, ops.ReadDataset, ops.RemoveFiles)):
             # These wait for a disk.
             return await self._loop.run_in_executor(None, platform.perform, op)

@@ -40,6 +40,8 @@ class Sweeps:
         self._restarts = worker.restarts()
         self._job: asyncio.Task[None] | None = None
         self._is_stopping = False
+        self.held: list[str] = []
+        """The workflows whose key this worker had when it looked last."""
 
     def over(self, workflows: Iterable[str]) -> None:
         """These workflows, from now on."""
@@ -55,7 +57,8 @@ class Sweeps:
             restarts = self._worker.restarts()
             has_come_back = restarts != self._restarts
             try:
-                for workflow in await self._ours():
+                self.held = await self._ours()
+                for workflow in self.held:
                     await self._sweep(workflow, has_come_back)
             except HandBack:
                 return

@@ -27,6 +27,7 @@ from mr.kv.base import Watch
 from mr.model import catalog, keys
 from mr.queue.base import Delivery, Queue
 from mr.worker.calls import Calls
+from mr.worker.courier import AT_ONCE, Courier
 from mr.worker.durations import Durations
 from mr.worker.group import GroupCommit, GroupRead, Outbox
 from mr.worker.intake import LOOK_FAR_AFTER_S, Intake, Owner, Wanted
@@ -116,12 +117,14 @@ class Worker:
         self.reads = GroupRead(store, loop)
         self.calls = Calls(store.local, _THREADS, "store")
         self._publishing = Calls(queue.local, 1, "publish")
+        self.delivering = Calls(False, AT_ONCE, "deliver")
         self.wakes: Outbox[Wake] = Outbox(loop, self._publish)
         self._finished: Outbox[Delivery] = Outbox(loop, self._finish, _FINISH_AFTER_S)
         most = self._runners * MOST_PER_RUNNER
         self._consumer = queue.consumer(self._config.channel, max_in_flight=3 * most, visibility=_VISIBILITY_S)
         self._intake = Intake(self._consumer, self._pace, self._runners, loop.time, self._finished.add)
         self._sweeps = Sweeps(self, env)
+        self._courier = Courier(self, env, lambda: self._sweeps.held)
         self._registry = Registry(self, self._config, self._tenure.lease)
         self._watch: Watch | None = None
         await self.pool.start()
@@ -138,6 +141,7 @@ class Worker:
             asyncio.create_task(self._poll_queue()),
             asyncio.create_task(self._every(_QUEUE_PAUSE_S, self._retry_queue)),
             asyncio.create_task(self._sweeps.run()),
+            asyncio.create_task(self._courier.run()),
             asyncio.create_task(self._registry.run()),
         ]
         log.info("worker %s is ready: %d runners, workflows: %s", self.name, self._runners, ", ".join(self._workflows))
@@ -269,6 +273,10 @@ class Worker:
         """Handlers run longer than they did: nothing more is claimed ahead of runners."""
         self._pace.is_crowded()
 
+    def owes(self) -> None:
+        """Something was committed that is to be delivered."""
+        self._courier.owes()
+
     def starts(self) -> None:
         """A runner is about to run a handler."""
         self._running += 1
@@ -399,7 +407,7 @@ class Worker:
             timer.cancel()
         self._intake.give_back()
         await self._registry.leave()
-        await self._wait_for_jobs(_DRAIN_S)
+        await asyncio.gather(self._wait_for_jobs(_DRAIN_S), self._courier.finish())
         for job in self._jobs:
             if job.task is not None:
                 job.task.cancel()
@@ -416,7 +424,7 @@ class Worker:
             self._loop.remove_reader(self._watch.fileno())
             self._watch.close()
         self._consumer.close()
-        for one in (self.commits, self.reads, self.calls, self._publishing):
+        for one in (self.commits, self.reads, self.calls, self._publishing, self.delivering):
             one.close()
         log.info("worker %s has stopped", self.name)
 

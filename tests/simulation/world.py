@@ -577,7 +577,7 @@ class World:
         if name == "cleanup-begin":
             request = change.writes[0].record
             for number in range(len(request.notify)):
-                if f"{request.request_id}.{request.epoch}.{number}" not in self.delivered:
+                if f"{request.request_id}_{request.epoch}_{number}" not in self.delivered:
                     raise Violation("removed before it was delivered")
 
     def after(self, change: ops.Change, was_live: bool) -> None:
@@ -738,7 +738,7 @@ class World:
     def _sweep(self) -> Any:
         yield from Sweep(self.envs[self.sweeper], WORKFLOW, self.memory, self.rng.random() < 0.7).run()
         env = self.envs[self.sweeper]
-        for owed in (yield from deliver.due(env, WORKFLOW, self.owed, 10)):
+        for owed in (yield from deliver.due(env, WORKFLOW, self.owed, lambda key, target: self.rng.random() < 0.8)):
             yield from deliver.deliver(env, owed)
         self.sweeps -= 1
 
