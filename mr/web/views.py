@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import msgspec
@@ -19,18 +19,19 @@ from mr.trace.text import render as render_tree
 from mr.trace.tree import Tree
 from mr.trace.tree import as_json as tree_as_json
 from mr.trace.tree import load as load_tree
-from mr.web import pages, waiting
+from mr.web import events, openapi, pages, results, waiting
 from mr.web.access import TOKEN_ID, Caller, Need
 from mr.web.aside import aside
 from mr.web.front import Front, Status
 from mr.web.problems import WaitedTooLong
 
 JSON = "application/json"
+NDJSON = "application/x-ndjson"
 HTML = "text/html"
 FORMS: dict[drawing.Format, str] = {"svg": "image/svg+xml", "png": "image/png"}
 DRAWINGS = {kind: form for form, kind in FORMS.items()}
 
-LINKS = {"result": "result", "tree": "tree", "drawing": "graph.svg"}
+LINKS = {"result": "result", "events": "events", "tree": "tree", "drawing": "graph.svg"}
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """What pages and drawings hold came from users: nothing in it may run, or fetch anything."""
@@ -45,17 +46,20 @@ class Views:
 
     def __init__(self, front: Front) -> None:
         self._front = front
+        self._events = events.Events(front)
 
     def register(self, app: Flask) -> dict[str, Need]:
         """What each endpoint takes; one that has nothing here is refused to everybody."""
         rules: list[tuple[str, str, Need, Callable[..., Response]]] = [
             ("/", "GET", Need.TOKEN, self.home),
+            ("/openapi.json", "GET", Need.TOKEN, self.openapi),
             ("/healthz", "GET", Need.NOTHING, self.healthz),
             ("/readyz", "GET", Need.NOTHING, self.readyz),
             ("/job/<workflow>/<job>", "POST", Need.SUBMIT, self.post),
             ("/request/<workflow>/<request_id>", "GET", Need.SEE, self.show),
             ("/request/<workflow>/<request_id>", "DELETE", Need.STEER, self.cancel),
             ("/request/<workflow>/<request_id>/result", "GET", Need.SEE, self.result),
+            ("/request/<workflow>/<request_id>/events", "GET", Need.SEE, self.events),
             ("/request/<workflow>/<request_id>/tree", "GET", Need.SEE, self.tree),
             ("/request/<workflow>/<request_id>/graph.<any(svg, png, dot):form>", "GET", Need.SEE, self.graph),
         ]
@@ -81,13 +85,24 @@ class Views:
         )
         g.request_id = submitted.request_id
         if is_blocking and submitted.ended is not None:
-            return self._ended(submitted.ended)
+            return self._answered(submitted.ended)
         if is_blocking and "wait" not in asked and not self._front.is_draining:
             raise WaitedTooLong(submitted.request_id, longest)
         return running(workflow, submitted.request_id)
 
+    def _answered(self, ended: Request) -> Response:
+        """The result goes to whoever posted, or where the request's writer delivers it."""
+        if ended.state == "done" and ended.writer:
+            return as_json({"result": {}})
+        return self._ended(ended)
+
     def _ended(self, ended: Request) -> Response:
-        return Response(self._front.result(ended), 200, content_type=JSON)
+        if request.accept_mimetypes.best_match([JSON, NDJSON], default=JSON) == NDJSON:
+            response = Response(self._front.result(ended, results.lines), 200, content_type=NDJSON)
+        else:
+            response = Response(self._front.result(ended), 200, content_type=JSON)
+        response.vary.add("Accept")
+        return response
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
@@ -154,6 +169,21 @@ class Views:
         found = self._request(workflow, request_id)
         return self._ended(found) if found.is_done else running(workflow, found.request_id)
 
+    def events(self, workflow: str, request_id: str) -> Response:
+        found = self._request(workflow, request_id)
+        seen = request.headers.get("Last-Event-ID", "")
+        if found.is_done and seen == events.end_of(found):
+            # What tells a browser not to connect again.
+            return Response(status=204)
+        body: bytes | Iterator[bytes] = b""
+        if found.is_done:
+            body = self._events.once(found)
+        elif request.method != "HEAD":
+            self._events.check()
+            body = self._events.stream(found, seen)
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return Response(body, headers=headers, content_type=events.CONTENT_TYPE)
+
     def cancel(self, workflow: str, request_id: str) -> Response:
         cancelled = self._front.cancel(self._request(workflow, request_id))
         return as_json(status_document(self._front.status(cancelled)))
@@ -168,10 +198,16 @@ class Views:
                 "post": "/job/<workflow>/<job>",
                 "requests": "/request/<workflow>/<request_id or last>",
                 "result": "/request/<workflow>/<request_id>/result",
+                "events": "/request/<workflow>/<request_id>/events",
+                "description": "/openapi.json",
                 "health": "/healthz",
                 "readiness": "/readyz",
             }
         )
+
+    def openapi(self) -> Response:
+        query()
+        return as_json(openapi.document(request.root_path or "/"))
 
     def healthz(self) -> Response:
         return as_json({"status": "ok"})
