@@ -125,6 +125,28 @@ class StillReferred(Conflict):
         self.referrers = referrers
 
 
+class RequestRuns(Conflict):
+    """What is asked for has to wait until the request has ended."""
+
+    slug = "request-runs"
+
+    def __init__(self, workflow: str, request_id: str) -> None:
+        super().__init__(
+            f"The request {request_id} of {workflow!r} has not ended yet. Wait for it, or end it: "
+            f"mr_kv_request_cancel {workflow} {request_id}"
+        )
+
+
+class RequestUndelivered(Conflict):
+    """A request is not removed while somebody waits for something of it; ``owed`` says for what."""
+
+    slug = "request-undelivered"
+
+    def __init__(self, workflow: str, request_id: str, owed: str) -> None:
+        super().__init__(f"The request {request_id} of {workflow!r} has {owed}; what is removed is never delivered.")
+        self.owed = owed
+
+
 class RequestExpired(JobxError):
     """The request was here, and its retention is over."""
 

@@ -13,6 +13,7 @@ from typing import Any
 from mr.engine import transitions as t
 from mr.engine.cleanup import cleanup
 from mr.engine.join import completion, release, wake
+from mr.engine.keep import keep_ended
 from mr.engine.ops import (
     Change,
     Commit,
@@ -23,7 +24,6 @@ from mr.engine.ops import (
     List,
     LoadManifest,
     Publish,
-    Read,
     Wake,
     Write,
 )
@@ -34,6 +34,9 @@ from mr.model.entities import Invocation, Record, Request
 from mr.model.records import Idempotency, Load, Mark, Owner, Seal
 
 _ENDED = ("done", "failed")
+
+_REAPED = 100
+"""How many idempotency keys are looked at in one round."""
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +73,10 @@ class Memory:
     offered: frozenset[str] | None = None
     """What live workers could do at the last round; None: nobody knew."""
     next_expiry: float = 0.0
+    expired_to: str = ""
+    """The last of the keys of what is due that was looked at, where there are more."""
     next_reaping: float = 0.0
+    reaped_to: str = ""
 
     def hurry(self) -> None:
         """The queue was lost and found: whatever is not run was perhaps lost with it."""
@@ -264,34 +270,52 @@ class Sweep:
     # --- ended requests ---------------------------------------------------------------------------------------------
 
     def _ended_requests(self) -> Flow[None]:
-        env, memory, now = self._env, self._memory, self._env.clock()
+        memory, now = self._memory, self._env.clock()
         if now >= memory.next_expiry:
-            memory.next_expiry = now + min(10.0, env.settings.resend_first_s)
+            if not memory.expired_to:
+                yield from self._kept()
             yield from self._expired(now)
         if now >= memory.next_reaping:
-            memory.next_reaping = now + env.settings.resend_last_s
-            for read in (yield from self._all(keys.idempotencies(self._workflow), Idempotency)):
-                if read.record is not None and read.record.expires_timestamp <= now:
-                    yield Commit(t.reap(read))
+            yield from self._reap(now)
 
-    def _expired(self, now: float) -> Flow[None]:
-        """Removes what is due: those keys stand in that order, so that no more of them is read."""
-        after = ""
-        while True:
-            page = yield List(keys.expiries(self._workflow), None, after, self._env.settings.page)
+    def _kept(self) -> Flow[None]:
+        """Those that were asked to be kept while they ran, and have ended, are."""
+        prefix, after = keys.kept(self._workflow, ""), ""
+        while page := (yield List(prefix, None, after, self._env.settings.page)):
             for read in page:
-                if keys.due_of(read.key) > now:
-                    return
-                request_id = read.key.rpartition("/")[2]
-                yield from self._guarded(request_id, cleanup(self._env, self._workflow, request_id))
-            if not page:
-                return
+                request_id = read.key.removeprefix(prefix)
+                yield from self._guarded(request_id, keep_ended(self._workflow, request_id))
             after = page[-1].key
 
-    def _all(self, prefix: str, kind: type[Record]) -> Flow[list[Read[Any]]]:
-        found: list[Read[Any]] = []
-        page = yield List(prefix, kind, "", self._env.settings.page)
-        while page:
-            found += page
-            page = yield List(prefix, kind, page[-1].key, self._env.settings.page)
-        return found
+    def _expired(self, now: float) -> Flow[None]:
+        """Removes what is due: those keys stand in that order, so that no more of them is read.
+
+        No longer than a moment at once: those that run wait for the sweep. It goes on in the next round, behind what
+        could not be removed yet.
+        """
+        env, memory = self._env, self._memory
+        page = yield List(keys.expiries(self._workflow), None, memory.expired_to, env.settings.page)
+        for read in page:
+            if keys.due_of(read.key) > now:
+                break
+            request_id = read.key.rpartition("/")[2]
+            yield from self._guarded(request_id, cleanup(env, self._workflow, request_id))
+            memory.expired_to = read.key
+            if env.clock() - now >= env.settings.expire_s:
+                return
+        else:
+            if len(page) == env.settings.page:
+                return
+        memory.expired_to = ""
+        memory.next_expiry = now + min(10.0, env.settings.resend_first_s)
+
+    def _reap(self, now: float) -> Flow[None]:
+        """Removes keys that hold no longer, of one page a round."""
+        memory = self._memory
+        page = yield List(keys.idempotencies(self._workflow), Idempotency, memory.reaped_to, _REAPED)
+        for read in page:
+            if read.record is not None and read.record.expires_timestamp <= now:
+                yield Commit(t.reap(read))
+        memory.reaped_to = page[-1].key if len(page) == _REAPED else ""
+        if not memory.reaped_to:
+            memory.next_reaping = now + self._env.settings.resend_last_s

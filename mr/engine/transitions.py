@@ -15,7 +15,7 @@ from mr.engine.ops import Change, Read, Write
 from mr.kv.base import Compare
 from mr.model import deliveries, ids, keys
 from mr.model.entities import Failure, Invocation, Request, RequestState, Step
-from mr.model.records import Dataset, Done, FailedChild, Idempotency, Manifest, Mark, Owner, Seal, Session
+from mr.model.records import Dataset, Done, FailedChild, Idempotency, Keep, Manifest, Mark, Owner, Seal, Session
 
 MARK = Mark()
 
@@ -498,26 +498,70 @@ def reap(idempotency: Read[Idempotency]) -> Change:
     return Change("reap", (compare,), (), (idempotency.key,))
 
 
-def begin_cleanup(request: Read[Request]) -> Change:
-    """From here on nobody writes for the request: late writes compare its live key, a redrive its record."""
+def _of_ended(request: Read[Request]) -> tuple[Compare, ...]:
+    """It is as it was read, ended: neither removed nor run again."""
     assert request.record is not None
-    workflow, request_id = request.record.workflow_name, request.record.request_id
-    compares = (
-        _unchanged(request, "request"),
-        Compare("version", keys.live(workflow, request_id), 0, "live"),
+    live = keys.live(request.record.workflow_name, request.record.request_id)
+    return _unchanged(request, "request"), Compare("version", live, 0, "live")
+
+
+def _due_at(request: Request, expires: float | None) -> tuple[list[Write], list[str]]:
+    """What moves the key by which the request is found when it is due."""
+    workflow, request_id = request.workflow_name, request.request_id
+    old, new = (
+        "" if at is None else keys.expire(workflow, at, request_id) for at in (request.expires_timestamp, expires)
     )
-    writes = (Write(request.key, msgspec.structs.replace(request.record, state="expiring")),)
-    return Change("cleanup-begin", compares, writes)
+    if old == new:
+        return [], []
+    return [Write(new, MARK)] if new else [], [old] if old else []
+
+
+def begin_cleanup(request: Read[Request], now: float) -> Change:
+    """From here on nobody writes for the request: late writes compare its live key, a redrive its record.
+
+    One that was not due is due now, so that the removal is resumed, should it be cut short.
+    """
+    assert request.record is not None
+    expires = request.record.expires_timestamp
+    if expires is None or expires > now:
+        expires = now
+    moved, left = _due_at(request.record, expires)
+    expiring = msgspec.structs.replace(request.record, state="expiring", expires_timestamp=expires)
+    return Change("cleanup-begin", _of_ended(request), (Write(request.key, expiring), *moved), tuple(left))
+
+
+def keep(request: Read[Request], retention_s: int, name: str | None, since: float) -> Change:
+    """An ended request is kept for so many seconds from ``since`` on (-1: for ever), and called so, if not None."""
+    assert request.record is not None
+    record = request.record
+    expires = since + retention_s if retention_s >= 0 else None
+    moved, left = _due_at(record, expires)
+    kept = msgspec.structs.replace(
+        record,
+        retention_s=retention_s,
+        expires_timestamp=expires,
+        is_kept=True,
+        name=record.name if name is None else name,
+    )
+    left.append(keys.kept(record.workflow_name, record.request_id))
+    return Change("keep", _of_ended(request), (Write(request.key, kept), *moved), tuple(left))
+
+
+def keep_later(request: Read[Request], wish: Keep) -> Change:
+    """The same for one that runs, once it has ended: until then its record belongs to whoever ends it."""
+    assert request.record is not None
+    key = keys.kept(request.record.workflow_name, request.record.request_id)
+    return Change("keep-later", (_unchanged(request, "request"),), (Write(key, wish),))
 
 
 def cleanup_page(page: list[str]) -> Change:
     return Change("cleanup-page", (), (), tuple(page))
 
 
-def end_cleanup(request: Request) -> Change:
+def end_cleanup(request: Request, rest: list[str]) -> Change:
     """The request and its expiry go last, so that a cleanup that was cut short is found and resumed."""
     workflow, request_id = request.workflow_name, request.request_id
-    deletes = [keys.request(workflow, request_id)]
+    deletes = [keys.request(workflow, request_id), *rest]
     if request.expires_timestamp is not None:
         deletes.append(keys.expire(workflow, request.expires_timestamp, request_id))
     return Change("cleanup-last", (), (), tuple(deletes))

@@ -86,6 +86,13 @@ class FailedChild(Record, frozen=True, kw_only=True):
     exception_message: str
 
 
+class Keep(Record, frozen=True, kw_only=True):
+    """How long a request is to be kept, and what it is to be called (None: as before), said while it ran."""
+
+    retention_s: int
+    name: str | None = None
+
+
 class Idempotency(Record, frozen=True, kw_only=True):
     request_id: str
     body_digest: str
