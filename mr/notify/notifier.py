@@ -1,0 +1,154 @@
+"""Tells people by mail, and programs by webhooks (https://www.standardwebhooks.com)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+import msgspec
+
+from mr import __version__
+from mr.config import Config
+from mr.errors import DeliveryFailed, ForbiddenURL, InvalidInput
+from mr.kv.base import Store
+from mr.model import keys, secrets
+from mr.model.deliveries import Delivery, parse_target
+from mr.model.entities import Request, Workflow, decode
+from mr.notify import facts
+from mr.notify.facts import Explain, Why
+from mr.notify.mails import Templates
+from mr.outgoing import http, signing
+from mr.outgoing.guard import Guard
+from mr.outgoing.mail import DEFAULT_PORTS, Mail, Mailer, Security
+from mr.urls import address
+
+USER_AGENT = f"JobX/{__version__}"
+
+_NO_MAIL = "This platform sends no mail: MR_EMAIL_SMTP_HOSTNAME is not set."
+
+
+class Notifier:
+    """Delivers what is owed of the kinds ``notification``, ``message`` and ``handlers``. For many threads."""
+
+    def __init__(self, config: Config, store: Store, explain: Explain) -> None:
+        self._config, self._store, self._explain = config, store, explain
+        self._templates = Templates(config.email_templates)
+
+    def notify(self, delivery: Delivery) -> None:
+        """Returns once whom it is for has taken it. Every try tells the same, under the same ID.
+
+        :raises DeliveryFailed: it was not taken; final, where it never will be.
+        :raises StoreUnavailable: what is to be told cannot be read now.
+        """
+        try:
+            if delivery.target.startswith("mailto:"):
+                self._mail(delivery)
+            else:
+                self._post(delivery)
+        except ForbiddenURL as error:
+            raise DeliveryFailed(str(error), is_final=True) from error
+        except InvalidInput as error:
+            # A setting, or what is stored of the workflow, can be corrected in time.
+            raise DeliveryFailed(str(error)) from error
+
+    def _post(self, delivery: Delivery) -> None:
+        told, _ = self._facts(delivery)
+        body = webhook(delivery, told)
+        signers = secrets.of_workflow(self._store, delivery.workflow_name)
+        headers = {
+            "Content-Type": "application/json",
+            "User-Agent": USER_AGENT,
+            **signing.signed(signers, delivery.delivery_id, int(time.time()), body),
+        }
+        http.post(delivery.target, body, headers, self._guard(delivery.workflow_name))
+
+    def _mail(self, delivery: Delivery) -> None:
+        sender = mailer(self._config)
+        to = [delivery.target.removeprefix("mailto:")]
+        try:
+            sender.check(to)
+        except InvalidInput as error:
+            raise DeliveryFailed(str(error), is_final=True) from error
+        told, why = self._facts(delivery)
+        name = delivery.event.rpartition(".")[2] if delivery.kind == "notification" else delivery.kind
+        rest = {"event": delivery.event, "delivery_id": delivery.delivery_id, "traceback": facts.traceback_of(why)}
+        mail = self._templates.render(name, {**told, **rest})
+        # Who is away does not answer to what no person sent (RFC 3834).
+        headers = {"Auto-Submitted": "auto-generated", "X-WORKFLOW-NAME": delivery.workflow_name}
+        if delivery.request_id:
+            headers["X-REQUEST-ID"] = delivery.request_id
+        sender.send(Mail(to, mail.subject, mail.text, mail.html, headers=headers, delivery_id=delivery.delivery_id))
+
+    def _guard(self, workflow_name: str) -> Guard:
+        key = keys.workflow(workflow_name)
+        [entry] = self._store.get([key])
+        allow = [] if entry is None else decode(Workflow, key, entry.value).outgoing_allow
+        return Guard([*self._config.outgoing_allow, *allow])
+
+    def _facts(self, delivery: Delivery) -> tuple[dict[str, Any], Why | None]:
+        if delivery.kind == "handlers":
+            return facts.of_handlers(delivery), None
+        request = self._request(delivery)
+        if delivery.kind == "message":
+            return facts.of_message(delivery, request, self._config.public_url), None
+        why = self._explain(self._store, request) if request is not None and request.state == "failed" else None
+        return facts.of_request(delivery, request, why, self._config.public_url), why
+
+    def _request(self, delivery: Delivery) -> Request | None:
+        key = keys.request(delivery.workflow_name, delivery.request_id or "")
+        [entry] = self._store.get([key])
+        request = None if entry is None else decode(Request, key, entry.value)
+        return None if request is None or request.state == "expiring" else request
+
+
+def webhook(delivery: Delivery, told: dict[str, Any]) -> bytes:
+    """The body: at most 64 KiB, since every fact is bounded; the same for every try."""
+    timestamp = told.get("ended_timestamp") or told["timestamp"]
+    return msgspec.json.encode({"type": delivery.event, "timestamp": timestamp, "data": told})
+
+
+def mailer(config: Config) -> Mailer:
+    """
+    :raises InvalidInput: this platform sends no mail, or a setting that has to do with mail is wrong.
+    """
+    if not config.email_smtp_hostname:
+        raise InvalidInput(_NO_MAIL, "MR_EMAIL_SMTP_HOSTNAME")
+    if not config.email_smtp_from_email:
+        raise InvalidInput(
+            "This platform sends no mail: MR_EMAIL_SMTP_FROM_EMAIL, which says from whom, is not set.",
+            "MR_EMAIL_SMTP_FROM_EMAIL",
+        )
+    security = cast(Security, config.email_smtp_security)
+    host, port = address(config.email_smtp_hostname, DEFAULT_PORTS[security])
+    return Mailer(
+        host,
+        port,
+        security,
+        config.email_smtp_user,
+        config.email_smtp_password,
+        config.email_smtp_from_email,
+        config.email_allow,
+        ca=config.email_smtp_ca,
+    )
+
+
+def check(config: Config, targets: Iterable[str], outgoing_allow: Sequence[str] = ()) -> None:
+    """Whether this platform will tell these targets, as far as can be said without asking anybody.
+
+    ``outgoing_allow`` is the workflow's.
+
+    :raises InvalidInput: one of them it never will; the message says why.
+    """
+    urls = [parse_target(text).url for text in targets]
+    try:
+        addresses = [url.removeprefix("mailto:") for url in urls if url.startswith("mailto:")]
+        if addresses:
+            mailer(config).check(addresses)
+        others = [url for url in urls if not url.startswith("mailto:")]
+        guard = Guard([*config.outgoing_allow, *outgoing_allow])
+        for url in others:
+            guard.check_form(url)
+    except InvalidInput as error:
+        error.parameter = "notify"
+        raise
