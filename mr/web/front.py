@@ -29,8 +29,8 @@ from mr.errors import (
 from mr.model import ids, keys, pairs
 from mr.model.deliveries import INLINE, union
 from mr.model.entities import Failure, Invocation, Job, Request, Workflow, decode
-from mr.results import reading
-from mr.web import posts, results, waiting
+from mr.results import reading, texts
+from mr.web import posts, waiting
 from mr.web.access import Access
 from mr.web.catalogs import Catalogs
 from mr.web.following import Ends, Follower
@@ -308,7 +308,7 @@ class Front:
             return Failure(exception_type="Unknown", exception_message="The invocation's record says nothing.")
         return error
 
-    def result(self, request: Request, write: results.Write = results.text) -> Iterable[bytes]:
+    def result(self, request: Request, write: texts.Write = texts.text) -> Iterable[bytes]:
         """The text of an ended request's result, in pieces.
 
         :raises HandlerFailed: there is none, because a handler failed.

@@ -14,12 +14,13 @@ from mr import __version__
 from mr.errors import InvalidInput, TooLarge
 from mr.model import ids
 from mr.model.entities import Request
+from mr.results import texts
 from mr.trace import drawing
 from mr.trace.text import render as render_tree
 from mr.trace.tree import Tree
 from mr.trace.tree import as_json as tree_as_json
 from mr.trace.tree import load as load_tree
-from mr.web import events, openapi, pages, results, waiting
+from mr.web import events, openapi, pages, waiting
 from mr.web.access import TOKEN_ID, Caller, Need
 from mr.web.aside import aside
 from mr.web.front import Front, Status
@@ -98,7 +99,7 @@ class Views:
 
     def _ended(self, ended: Request) -> Response:
         if request.accept_mimetypes.best_match([JSON, NDJSON], default=JSON) == NDJSON:
-            response = Response(self._front.result(ended, results.lines), 200, content_type=NDJSON)
+            response = Response(self._front.result(ended, texts.lines), 200, content_type=NDJSON)
         else:
             response = Response(self._front.result(ended), 200, content_type=JSON)
         response.vary.add("Accept")
