@@ -104,14 +104,14 @@ class Line:
         assert mode == "rb"
         return io.BufferedReader(_Received(self))
 
-    def secured(self, context: ssl.SSLContext, name: str) -> Line:
-        """The same connection after TLS was agreed on, with a certificate for ``name``.
+    def secure(self, context: ssl.SSLContext, name: str) -> None:
+        """Agrees on TLS, with a certificate for ``name``.
 
-        :raises OSError: it was not (SSLCertVerificationError: for the certificate).
+        :raises OSError: it was not agreed on (SSLCertVerificationError: for the certificate).
         """
         # A handshake as a whole has the time-out of its socket.
         self._socket.settimeout(self._deadline.left())
-        return Line(context.wrap_socket(self._socket, server_hostname=name), self._deadline)
+        self._socket = context.wrap_socket(self._socket, server_hostname=name)
 
     @property
     def own_address(self) -> str:
