@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,9 +15,10 @@ from mr.engine.data import Gathering, file_name, join, read
 from mr.engine.finish import abandon, clip, fail_or_retry, failed, input_is_missing, lost_too_often
 from mr.engine.join import wake_children, wake_reduces
 from mr.engine.ops import Change, Commit, Committed, Env, Flow, Get, NextEvent, Read, Start, Stop
+from mr.engine.tell import tell
 from mr.engine.transitions import Hold
 from mr.engine.window import window
-from mr.handlers.protocol import Children, Direction, Failed, Finished, Output, Task
+from mr.handlers.protocol import Children, Direction, Failed, Finished, Output, Task, Told
 from mr.model import ids, keys
 from mr.model.entities import Invocation
 from mr.model.records import Dataset, Owner, Seal, Session
@@ -115,6 +117,7 @@ def _listen(env: Env, hold: Hold) -> Flow[Hold | None]:
     step_name = ""
     chunks = _Chunks(env, hold)
     combined = Gathering(env, file_name(scene.workflow, scene.id, hold.id, hold.nonce, "post_combine"))
+    messages = itertools.count()
     while True:
         event = yield NextEvent()
         if isinstance(event, Children):
@@ -123,6 +126,8 @@ def _listen(env: Env, hold: Hold) -> Flow[Hold | None]:
                 return None
         elif isinstance(event, Output):
             yield from combined.add(event.pairs, event.count)
+        elif isinstance(event, Told):
+            yield from tell(env, hold, next(messages), event)
         elif isinstance(event, Direction):
             step_name = event.step_name
             problem = _problem(env, hold, step_name)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 from mr.engine import transitions as t
 from mr.engine.data import Gathering, file_name, outputs_of, read
 from mr.engine.finish import abandon, clip, fail_or_retry, input_is_missing, lost_too_often
 from mr.engine.join import after_child, completion
 from mr.engine.ops import Commit, Env, Flow, Get, NextEvent, Start
+from mr.engine.tell import tell
 from mr.engine.transitions import Hold
-from mr.handlers.protocol import Failed, Finished, Output, Task
+from mr.handlers.protocol import Failed, Finished, Output, Task, Told
 from mr.model import ids, keys
 from mr.model.records import Dataset, Done, Seal, Session
 
@@ -25,10 +28,13 @@ def run_reduce(env: Env, hold: Hold) -> Flow[Hold | None]:
     yield start
     scene = hold.scene
     reduced = Gathering(env, file_name(scene.workflow, scene.id, hold.id, hold.nonce, "post_reduce"))
+    messages = itertools.count()
     while True:
         event = yield NextEvent()
         if isinstance(event, Output):
             yield from reduced.add(event.pairs, event.count)
+        elif isinstance(event, Told):
+            yield from tell(env, hold, next(messages), event)
         elif isinstance(event, Failed):
             yield from fail_or_retry(env, hold, event)
             return None

@@ -75,6 +75,14 @@ class Output(_Frame, frozen=True):
     count: int
 
 
+class Told(_Frame, frozen=True):
+    """What a handler logged for others: ``channel`` is NOTIFY, EMAIL or HTTP."""
+
+    channel: str
+    level: str
+    text: str
+
+
 class Finished(_Frame, frozen=True):
     """The handler came to its end. ``session`` is what it set, JSON text of an object."""
 
@@ -99,4 +107,4 @@ class Failed(_Frame, frozen=True):
     task_id: int = 0
 
 
-Event = Direction | Children | Output | Finished | Failed
+Event = Direction | Children | Output | Told | Finished | Failed

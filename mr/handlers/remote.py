@@ -17,7 +17,7 @@ from mr.handlers import zygote
 from mr.handlers.compiler import MAX_PAIR_BYTES
 from mr.handlers.limits import Limits
 from mr.handlers.printed import Printed
-from mr.handlers.protocol import Children, Direction, Event, Failed, Finished, Input, Output, Task
+from mr.handlers.protocol import Event, Failed, Finished, Input, Task
 from mr.handlers.runner import CACHED_HANDLERS, CANCEL_SIGNAL
 
 MAX_FRAME_BYTES = MAX_PAIR_BYTES + 256 * 1024
@@ -31,7 +31,7 @@ _QUEUED_BYTES = 1024 * 1024
 _INPUT_FRAME_BYTES = 256 * 1024
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode_event = msgspec.msgpack.Decoder(Direction | Children | Output | Finished | Failed).decode
+_decode_event = msgspec.msgpack.Decoder(Event).decode
 
 
 class Pool(Protocol):

@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +21,7 @@ import msgspec
 from mr.errors import RunnerBroken
 from mr.handlers.compiler import MAX_PAIR_BYTES, Context, HandlerContractError, Output, Session, brief, compile_handler
 from mr.handlers.processors.base import Program
-from mr.handlers.protocol import Children, Direction, Failed, Finished, Input, Task
+from mr.handlers.protocol import Children, Direction, Failed, Finished, Input, Task, Told
 from mr.handlers.protocol import Output as OutputFrame
 from mr.handlers.runner_state import RunnerState
 from mr.handlers.scope import ScopeFactory, load_scope_factory, standard_scope
@@ -33,6 +35,9 @@ CACHED_HANDLERS = 64
 """How many handler versions a runner keeps, oldest out first. Its pool counts along."""
 
 MAX_MESSAGE_CHARACTERS = 16 * 1024
+MAX_TOLD = 100
+"""How many messages of an attempt others are told of."""
+
 CANCEL_SIGNAL = signal.SIGUSR1
 
 _UNCHANGING = (str, int, float, type(None))
@@ -53,6 +58,7 @@ class Channel:
     def __init__(self, fd: int) -> None:
         self._socket = socket.socket(fileno=fd)
         self._owner = os.getpid()
+        self._sending = threading.Lock()
         self._received = bytearray()
         self._frames: list[bytes] = []
         self._size = 0
@@ -78,7 +84,7 @@ class Channel:
                 raise EOFError
             self._received += data
 
-    def put(self, frame: Direction | Children | OutputFrame | Finished | Failed) -> None:
+    def put(self, frame: Direction | Children | OutputFrame | Told | Finished | Failed) -> None:
         """Send a frame with the next flush; there is one once they are large."""
         body = self._encoder.encode(frame)
         self._frames += (len(body).to_bytes(4, "big"), body)
@@ -86,16 +92,23 @@ class Channel:
         if self._size >= PIECE_BYTES:
             self.flush()
 
+    @property
+    def is_forked(self) -> bool:
+        """Whether this is a child that a handler forked."""
+        return os.getpid() != self._owner
+
     def leave_if_forked(self) -> None:
         """End a child that a handler forked and that came back from it."""
-        if os.getpid() != self._owner:
+        if self.is_forked:
             os._exit(0)
 
     def flush(self) -> None:
         self.leave_if_forked()
-        frames, self._frames, self._size = self._frames, [], 0
         try:
-            self._socket.sendall(b"".join(frames))
+            # Threads of a handler may log.
+            with self._sending:
+                frames, self._frames, self._size = self._frames, [], 0
+                self._socket.sendall(b"".join(frames))
         except OSError:
             # Without its channel a runner has nobody to tell; its worker sees that, says why and kills it.
             time.sleep(5)
@@ -116,7 +129,8 @@ class Runner:
         self._settings = settings
         self._handlers: dict[str, Handler] = {}
         self._programs: dict[str, Program] = {}
-        self._standard = standard_scope()
+        self._standard = standard_scope(self._tell)
+        self._told = 0
         self._factory: ScopeFactory | None = None
         self._is_cancelled = False
         signal.signal(CANCEL_SIGNAL, self._cancel)
@@ -135,6 +149,7 @@ class Runner:
 
     def _serve_one(self, task: Task) -> None:
         self._is_cancelled = False
+        self._told = 0
         self._state.open()
         failure: Failed | None = None
         session = Session(b"", False)
@@ -198,6 +213,17 @@ class Runner:
             fatal=True,
             task_id=task.task_id,
         )
+
+    def _tell(self, channel: str, level: str, text: str) -> None:
+        """Says at once what the handler wants others to know. What a child of its process says is only printed."""
+        if self._channel.is_forked:
+            return
+        self._told += 1
+        if self._told <= MAX_TOLD:
+            self._channel.put(Told(channel=channel, level=level, text=shortened(_clean(text), MAX_MESSAGE_CHARACTERS)))
+            self._channel.flush()
+        elif self._told == MAX_TOLD + 1:
+            print(f"WARNING: others are told of {MAX_TOLD} messages of an attempt, not of more.", file=sys.stderr)
 
     # --- handlers --------------------------------------------------------------------------------------------
 

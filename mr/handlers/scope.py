@@ -61,10 +61,18 @@ class MrConfigureToReturn:
         return "MrConfigureToReturn()"
 
 
-class HandlerLog:
-    """A logger whose lines become part of the invocation's stderr."""
+Tell = Callable[[str, str, str], None]
+"""Takes a channel's name, a level and a text."""
 
-    def __init__(self, name: str) -> None:
+TOLD = ("NOTIFY", "EMAIL", "HTTP")
+"""The loggers whose lines others are told of."""
+
+
+class HandlerLog:
+    """A logger whose lines become part of the invocation's stderr, and are handed to ``tell`` with their level."""
+
+    def __init__(self, name: str, tell: Tell | None = None) -> None:
+        self._name, self._tell = name, tell
         self._label = f" {name}" if name != "LOG" else ""
 
     def debug(self, message: object, *args: Any) -> None:
@@ -86,12 +94,10 @@ class HandlerLog:
 
     def exception(self, message: object, *args: Any) -> None:
         """An error with the traceback of the exception that is being handled."""
-        self._write("ERROR", message, args)
         error = sys.exc_info()[1]
-        if error is not None:
-            print(handler_traceback(error), file=sys.stderr)
+        self._write("ERROR", message, args, "" if error is None else handler_traceback(error))
 
-    def _write(self, level: str, message: object, args: tuple[Any, ...]) -> None:
+    def _write(self, level: str, message: object, args: tuple[Any, ...], told: str = "") -> None:
         text = str(message)
         if args:
             try:
@@ -99,7 +105,10 @@ class HandlerLog:
             except (TypeError, ValueError, KeyError):
                 # A wrong format string must not fail the work that it reports on.
                 text = f"{text} {args!r}"
+        text = f"{text}\n{told}" if told else text
         print(f"{level}{self._label}: {text}", file=sys.stderr)
+        if self._tell is not None:
+            self._tell(self._name, level, text)
 
 
 def print_message(message: object = "", *more: object) -> None:
@@ -135,16 +144,14 @@ def run_command(
     return done.returncode
 
 
-def standard_scope() -> dict[str, Any]:
-    """The names that every handler has and that are the same for all."""
+def standard_scope(tell: Tell | None = None) -> dict[str, Any]:
+    """The names that every handler has and that are the same for all. ``tell`` is for what others are to be told."""
     return {
         "MrConfigureToMap": MrConfigureToMap,
         "MrConfigureToReturn": MrConfigureToReturn,
         "PRINT": print_message,
         "LOG": HandlerLog("LOG"),
-        "NOTIFY": HandlerLog("NOTIFY"),
-        "EMAIL": HandlerLog("EMAIL"),
-        "HTTP": HandlerLog("HTTP"),
+        **{name: HandlerLog(name, tell) for name in TOLD},
         "RUN": run_command,
         "SEP": os.sep,
         "JOIN": os.path.join,

@@ -14,7 +14,7 @@ from typing import Any
 
 from mr.handlers.header import make_handler
 from mr.handlers.pool import Limits, Runner, RunnerPool
-from mr.handlers.protocol import Children, Direction, Failed, Finished, Output, Task
+from mr.handlers.protocol import Children, Direction, Failed, Finished, Output, Task, Told
 from mr.model.entities import Argument, Handler, HandlerType
 
 _task_ids = count(1)
@@ -29,6 +29,7 @@ class Outcome:
     children: list[Any] = field(default_factory=list)
     output: list[Any] = field(default_factory=list)
     frames: list[Children | Output] = field(default_factory=list)
+    told: list[Told] = field(default_factory=list)
 
     @property
     def failure(self) -> Failed:
@@ -79,6 +80,8 @@ async def follow(runner: Runner, one: Task, inputs: Sequence[Any] = ([],)) -> Ou
             assert len(pairs) == event.count
             found.output += pairs
             found.frames.append(event)
+        elif isinstance(event, Told):
+            found.told.append(event)
         else:
             found.end = event
             ends += 1

@@ -241,6 +241,36 @@ def test_what_a_handler_prints_logs_and_runs_is_kept() -> None:
     assert lines[:4] == ["INFO: logged and 1", "WARNING NOTIFY: 100% noted", "ERROR EMAIL: failed: why",
                          "Traceback (most recent call last):"]  # fmt: skip
     assert lines[4] == '  File "split.py", line 9, in mapper'
+    noted, mailed = found.told
+    assert (noted.channel, noted.level, noted.text) == ("NOTIFY", "WARNING", "100% noted")
+    assert (mailed.channel, mailed.level) == ("EMAIL", "ERROR")
+    assert mailed.text.startswith("failed: why\nTraceback (most recent call last):\n  File \"split.py\", line 9, in mapper")
+
+
+def test_others_are_told_of_a_bounded_number_of_messages_also_from_threads_and_not_by_forks() -> None:
+    source = """
+    import os, threading
+    yield MrConfigureToReturn()
+    threads = [threading.Thread(target=lambda: [HTTP.info("thread") for _ in range(20)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for number in range(500):
+        yield number, "x" * 1000
+    for thread in threads:
+        thread.join()
+    child = os.fork()
+    if not child:
+        HTTP.info("forked")
+        os._exit(0)
+    os.waitpid(child, 0)
+    for number in range(50):
+        HTTP.info("%d", number)
+    """
+    found = played(handler(source))
+    assert [message.text for message in found.told] == ["thread"] * 80 + [str(number) for number in range(20)]
+    assert len(found.output) == 500
+    assert found.finished.stderr.count("not of more") == 1
+    assert "INFO HTTP: 49" in found.finished.stderr and "INFO HTTP: forked" in found.finished.stderr
 
 
 def test_the_environment_has_no_secrets_and_a_directory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,27 @@
+"""What handlers tell others while they run."""
+
+from __future__ import annotations
+
+from mr.engine.ops import Change, Commit, Env, Flow, Write
+from mr.engine.transitions import Hold
+from mr.handlers.protocol import Told
+from mr.model import deliveries
+
+
+def tell(env: Env, hold: Hold, number: int, message: Told) -> Flow[None]:
+    """Has the ``number``-th message of an attempt delivered, as long as the attempt is the one that counts."""
+    request = hold.scene.request
+    if not request.notify:
+        return
+    step = hold.scene.step(hold.record)
+    payload = {
+        "channel": message.channel,
+        "level": message.level,
+        "text": message.text,
+        "handler_name": step.map_handler_name if hold.record.direction == "map" else step.reduce_handler_name,
+        "invocation_id": hold.id,
+    }
+    now = env.clock()
+    owed = deliveries.of_message(request, hold.id, hold.record.attempt, number, message.channel, payload, now)
+    if owed:
+        yield Commit(Change("tell", hold.fence(), tuple(Write(key, record) for key, record in owed)))
