@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import IO, Any, BinaryIO, Literal, cast
 
 from mr.fs.paths import parts_of
@@ -329,11 +330,18 @@ class Folder:
 
 
 class WorkflowFolder(Folder):
-    """The files of a workflow; they stay. ``scratch``: those of one request, shared by all of its invocations."""
+    """The files of a workflow, which stay.
+
+    ``scratch`` are files of the request, shared by all of its invocations; they are removed with the request.
+    """
 
     def __init__(self, tree: Callable[[], Tree], workflow: str, request_id: str, unfinished: Unfinished) -> None:
         super().__init__(tree, (workflow, "shared"), (workflow, request_id, "partial"), unfinished)
-        self.scratch = Folder(tree, (workflow, request_id, "scratch"), self._partial, unfinished)
+        self._request = (workflow, request_id)
+
+    @cached_property
+    def scratch(self) -> Folder:
+        return Folder(self._tree, (*self._request, "scratch"), self._partial, self._unfinished)
 
 
 def workflow_files(tree: Tree, workflow: str) -> Folder:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from mr.errors import InvalidConfig
 from mr.fs.tree import Tree
-from mr.urls import local_path, masked_url
 
 SCHEMES = ("file",)
 
@@ -14,6 +13,9 @@ def open_tree(url: str) -> Tree:
 
     :raises InvalidConfig: there is no driver for it.
     """
+    # Here, and not above: every runner imports this module, and few handlers use files.
+    from mr.urls import local_path, masked_url
+
     scheme = url.partition(":")[0]
     if scheme == "file":
         from mr.fs.local_tree import LocalTree

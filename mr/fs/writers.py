@@ -115,14 +115,15 @@ class Unfinished:
 
         :raises OSError: something could not be written.
         """
-        writers = self._take()
-        try:
-            for writer in writers:
-                writer.close()
-        except BaseException:
-            for writer in writers:
-                writer.abandon()
-            raise
+        if self._writers:
+            writers = self._take()
+            try:
+                for writer in writers:
+                    writer.close()
+            except BaseException:
+                for writer in writers:
+                    writer.abandon()
+                raise
 
     def abandon(self) -> None:
         """Forgets what is still open. Raises nothing."""

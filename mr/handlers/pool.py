@@ -29,13 +29,15 @@ _RESPAWN_S = 0.2
 class RunnerPool:
     """``size`` warm runners.
 
-    ``scope_factory`` is the dotted name of a :class:`mr.handlers.scope.ScopeFactory`.
+    ``scope_factory`` is the dotted name of a :class:`mr.handlers.scope.ScopeFactory`, ``fs_url`` what ``FS`` is on.
     """
 
-    def __init__(self, size: int, limits: Limits | None = None, scope_factory: str | None = None) -> None:
+    def __init__(
+        self, size: int, limits: Limits | None = None, scope_factory: str | None = None, fs_url: str = ""
+    ) -> None:
         self.size = size
         self.limits = limits or Limits()
-        self._scope_factory = scope_factory
+        self._scope_factory, self._fs_url = scope_factory, fs_url
         self.loop: asyncio.AbstractEventLoop
         self._runners: dict[int, Runner] = {}
         self._idle: list[Runner] = []
@@ -155,6 +157,7 @@ class RunnerPool:
             cpu_s=self.limits.cpu_s,
             open_files=self.limits.open_files,
             scope_factory=self._scope_factory,
+            fs_url=self._fs_url,
         )
         process = ZygoteProcess(self.loop, self._noticed, self._zygote_lost)
         problem = await process.start(zygote.Settings(each, self.limits.processes))

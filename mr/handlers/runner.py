@@ -25,6 +25,7 @@ from mr.handlers.protocol import Children, Direction, Failed, Finished, Input, T
 from mr.handlers.protocol import Output as OutputFrame
 from mr.handlers.runner_state import RunnerState
 from mr.handlers.scope import ScopeFactory, load_scope_factory, standard_scope
+from mr.handlers.shared_files import SharedFiles
 from mr.handlers.tracebacks import handler_traceback, shortened
 from mr.model import pairs
 from mr.model.entities import Handler
@@ -50,6 +51,7 @@ class RunnerSettings(msgspec.Struct, frozen=True):
     cpu_s: float
     open_files: int
     scope_factory: str | None
+    fs_url: str = ""
 
 
 class Channel:
@@ -131,6 +133,7 @@ class Runner:
         self._programs: dict[str, Program] = {}
         self._standard = standard_scope(self._tell)
         self._told = 0
+        self._files = SharedFiles(settings.fs_url)
         self._factory: ScopeFactory | None = None
         self._is_cancelled = False
         signal.signal(CANCEL_SIGNAL, self._cancel)
@@ -162,12 +165,16 @@ class Runner:
                     self._map(task, items, session)
                 else:
                     self._reduce(task, items, session)
+                self._files.close()
             except MemoryError as error:
                 self._state.give_room()
+                self._files.abandon()
                 failure = self._out_of_memory(task, error)
             except EOFError:
                 raise
             except BaseException as error:
+                # Before the error, and with it the handler's variables, is gone: then files would close themselves.
+                self._files.abandon()
                 failure = _failed(task, error)
             session_text = session.text() if task.kind == "map" and failure is None else b"{}"
             if len(session_text) > MAX_PAIR_BYTES:
@@ -250,7 +257,8 @@ class Runner:
         """Begin running a handler over an iterable."""
         handler, program = self._program(version)
         context = Context(task, handler.handler_name, session, lambda: self._is_cancelled)
-        scope = {**self._standard, **context.scope(), **self._added(task, handler)}
+        files = {"FS": self._files.of(task.workflow_name, task.request_id)}
+        scope = {**self._standard, **context.scope(), **files, **self._added(task, handler)}
         is_lazy = bool(handler.argument_spec) and handler.argument_spec[0].type == "iterator"
         return Output(program, scope, iter(items) if is_lazy else list(items))
 

@@ -112,7 +112,7 @@ class Worker:
         loop, store = self._loop, self.platform.store
         env = self._env = Env.of(self._config, self.name, self._tenure.lease, self._at_hand)
         factory = self._config.workflow_scope_factory_fq_class or None
-        self.pool = RunnerPool(self._runners, Limits.of(self._config), factory)
+        self.pool = RunnerPool(self._runners, Limits.of(self._config), factory, self._config.fs_url)
         self.commits = GroupCommit(store, loop, self._are_more_coming)
         self.reads = GroupRead(store, loop)
         self.calls = Calls(store.local, _THREADS, "store")
