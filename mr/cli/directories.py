@@ -53,6 +53,7 @@ def bring_in(opened: Store, found: Directory, *, dry: bool = False) -> list[Diff
         draft.handlers, draft.steps, draft.jobs = dict(found.handlers), dict(found.steps), dict(found.jobs)
         # What an operator has set stays, where the directory says nothing of it.
         draft.limits = draft.limits if found.limits is None else found.limits
+        draft.policies = draft.policies._replace(**found.policies)
 
     return catalog.change(opened, found.workflow, edit, create=True, dry=dry)
 

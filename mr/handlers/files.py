@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from mr.model import names
 from mr.model.catalog import Limits
 from mr.model.deliveries import check_targets, check_writer
 from mr.model.entities import Handler, Job, Step
+from mr.outgoing.guard import check_allowed
 
 JOBS_FILE = "jobs.yaml"
 MAX_SOURCE_BYTES = 1024 * 1024
@@ -32,6 +33,7 @@ _WHAT_TO_WRITE = (
 _STEP = ("map", "combine", "reduce", "timeout", "max_attempts", "partitions", "max_failed_children", "description")
 _JOB = ("step", "description", "writer", "notify", "retention")
 _LIMITS = ("open_requests", "invocations")
+_POLICIES = ("writer", "notify", "retention", "outgoing_allow")
 _ROLES = {"map": ("mapper",), "combine": ("combiner", "reducer"), "reduce": ("reducer", "combiner")}
 
 
@@ -44,6 +46,8 @@ class Directory:
     jobs: dict[str, Job] = field(default_factory=dict)
     handlers: dict[str, Handler] = field(default_factory=dict)
     limits: Limits | None = None
+    policies: dict[str, Any] = field(default_factory=dict)
+    """Those fields of :class:`mr.model.catalog.Policies` that it says something of."""
     skipped: list[str] = field(default_factory=list)
 
 
@@ -81,15 +85,17 @@ def read_directory(directory: str | os.PathLike[str], workflow_name: str | None 
     steps: dict[str, Step] = {}
     jobs: dict[str, Job] = {}
     limits: Limits | None = None
+    policies: dict[str, Any] = {}
     if document is not None:
-        settings = document.mapping((), document.value, ("workflow", "steps", "jobs", "limits"), JOBS_FILE)
+        settings = document.mapping((), document.value, ("workflow", "steps", "jobs", "limits", *_POLICIES), JOBS_FILE)
         limits = _limits(document, settings.get("limits"))
+        policies = _policies(document, (), settings)
         steps = _steps(document, workflow, settings.get("steps"), handlers, broken)
         jobs = _jobs(document, workflow, settings.get("jobs"), steps)
         problems += document.problems
     if problems:
         raise InvalidHandler(problems)
-    return Directory(workflow, steps, jobs, handlers, limits, sorted(skipped))
+    return Directory(workflow, steps, jobs, handlers, limits, policies, sorted(skipped))
 
 
 # --- files -------------------------------------------------------------------------------------------------------
@@ -186,6 +192,25 @@ def _limits(document: Document, value: Any) -> Limits | None:
     return Limits(found["open_requests"], found["invocations"])
 
 
+def _policies(document: Document, place: tuple[str, ...], given: dict[str, Any]) -> dict[str, Any]:
+    """What is said of how results are delivered, who is told and how long requests are kept, as fields of entities."""
+    found: dict[str, Any] = {}
+    checks: tuple[tuple[str, Callable[[Any], Any]], ...] = (
+        ("writer", check_writer),
+        ("notify", lambda value: tuple(check_targets(value))),
+        ("outgoing_allow", check_allowed),
+    )
+    for name, check in checks:
+        if given.get(name) is not None:
+            try:
+                found[name] = check(given[name])
+            except InvalidInput as error:
+                document.problem((*place, name), str(error))
+    if given.get("retention") is not None:
+        found["retention_s"] = document.integer((*place, "retention"), given["retention"], 0, -1)
+    return found
+
+
 def _steps(
     document: Document, workflow: str, value: Any, handlers: dict[str, Handler], broken: set[str]
 ) -> dict[str, Step]:
@@ -261,22 +286,14 @@ def _jobs(document: Document, workflow: str, value: Any, steps: dict[str, Step])
             document.problem(place, f"The job {name!r} names no step to start with ('step: STEP').")
         elif step and step not in steps:
             document.problem((*place, "step"), f"There is no step {step!r}.{nearest(step, steps)}")
-        writer, notify = given.get("writer"), []
-        try:
-            writer = None if writer is None else check_writer(writer)
-            notify = check_targets(given.get("notify"))
-        except InvalidInput as error:
-            document.problem((*place, error.parameter or ""), str(error))
-        retention = given.get("retention")
-        if retention is not None:
-            retention = document.integer((*place, "retention"), retention, 0, -1)
+        policies = _policies(document, place, given)
         jobs[name] = Job(
             job_name=name,
             workflow_name=workflow,
             description=document.text((*place, "description"), given.get("description")),
             initial_step_name=step,
-            writer=writer,
-            notify=notify,
-            retention_s=retention,
+            writer=policies.get("writer"),
+            notify=list(policies.get("notify", ())),
+            retention_s=policies.get("retention_s"),
         )
     return jobs

@@ -152,6 +152,18 @@ class Guard:
         return [entry.network for entry in self._entries if entry.network and entry.port in (None, parts.port)]
 
 
+def check_allowed(value: object) -> tuple[str, ...]:
+    """Entries of a :class:`Guard`, from one text or a list of them.
+
+    :raises InvalidInput: one of them is none.
+    """
+    entries = (value,) if isinstance(value, str) else value
+    if not isinstance(entries, list | tuple) or not all(isinstance(entry, str) for entry in entries):
+        raise InvalidInput("What may be called is a list of hosts, host:port and networks.", "outgoing_allow")
+    Guard(entries)
+    return tuple(dict.fromkeys(entries))
+
+
 def _forbidden(url: str, why: str, what_to_do: str = "") -> ForbiddenURL:
     return ForbiddenURL(f"{url} is not called: {why}.{' ' if what_to_do else ''}{what_to_do}", "url")
 

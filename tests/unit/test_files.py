@@ -84,6 +84,27 @@ def test_the_workflow_is_named_in_the_file_or_by_the_directory(tmp_path: Path) -
     assert "'a b'" in problems(root)[0]
 
 
+def test_what_holds_for_all_requests_of_a_workflow_stands_beside_its_jobs(tmp_path: Path) -> None:
+    jobs = """
+writer: file:out/words.jsonl?format=jsonl
+notify: [failed:mailto:ops@example.com, https://hooks.example.com/jobx]
+retention: 600
+outgoing_allow: 10.0.0.0/8
+"""
+    assert read_directory(write(tmp_path, {"jobs.yaml": jobs}), "words").policies == {
+        "writer": "file:out/words.jsonl?format=jsonl",
+        "notify": ("failed:mailto:ops@example.com", "https://hooks.example.com/jobx"),
+        "retention_s": 600,
+        "outgoing_allow": ("10.0.0.0/8",),
+    }
+    assert read_directory(write(tmp_path, {"jobs.yaml": "jobs: {}\n"}), "words").policies == {}
+    wrong = "writer: files\nnotify: ada\nretention: -2\noutgoing_allow:\n  - 10.0.0.0/99\n"
+    told = problems(write(tmp_path, {"jobs.yaml": wrong}))
+    for line, part in enumerate(("no writer 'files'", "'ada' is no https URL", "from -1 up", "10.0.0.0/99"), 1):
+        assert any(one.startswith(f"jobs.yaml:{line}: ") and part in one for one in told), (part, told)
+    assert len(told) == 4
+
+
 def test_all_problems_of_all_files_are_told_at_once(tmp_path: Path) -> None:
     jobs = """
 workflow: words words
@@ -120,7 +141,7 @@ jobs:
         "jobs.yaml:13: The step 'half' names no handler to reduce with",
         "jobs.yaml:14: The name 7 is not text. Put quotes around it.",
         "jobs.yaml:16: There is no step 'cuont'. Did you mean 'count'?",
-        "jobs.yaml:16: 'writer' has to be one of inline, file, email, http, mongodb, not 'files'. Did you mean 'file'?",
+        "jobs.yaml:16: There is no writer 'files'. There are: inline, file",
         "jobs.yaml:16: 'retention' has to be a whole number from -1 up, not 1.5.",
         "jobs.yaml:17: The job 'empty' names no step to start with ('step: STEP').",
     ]:
