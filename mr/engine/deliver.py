@@ -75,7 +75,7 @@ def deliver(env: Env, owed: Read[Delivery]) -> Flow[Undelivered | None]:
     settings, now = env.settings, env.clock()
     ceiling = min(settings.deliver_last_s, settings.deliver_first_s * 2.0 ** min(record.attempts, 30))
     pause = max(ceiling * (0.5 + 0.5 * env.jitter()), min(failure.retry_after_s, settings.deliver_last_s))
-    if failure.is_final or now + pause > record.created_timestamp + settings.delivery_s:
+    if failure.is_final or now + pause > (record.resent_timestamp or record.created_timestamp) + settings.delivery_s:
         yield Commit(bury(owed, failure.message, now))
     else:
         yield Commit(put_off(owed, failure.message, now + pause))
@@ -123,14 +123,17 @@ def bury(owed: Read[Delivery], error: str, now: float) -> Change:
     return Change("bury", _unchanged(owed), (dead,), (owed.key,))
 
 
-def send_again(dead: Read[Delivery], now: float) -> Change:
-    """One that was given up has as long as it had before, under the same ID."""
-    assert dead.record is not None
+def send_again(read: Read[Delivery], now: float) -> Change:
+    """One that waits, or was given up, is tried at once, and has as long as in the beginning. Its ID stays."""
+    assert read.record is not None
     owed = msgspec.structs.replace(
-        dead.record, attempts=0, created_timestamp=now, due_timestamp=now, buried_timestamp=None
+        read.record, attempts=0, resent_timestamp=now, due_timestamp=now, buried_timestamp=None
     )
-    return Change("send-again", _unchanged(dead), (Write(deliveries.live_key(dead.key), owed),), (dead.key,))
+    key = deliveries.live_key(read.key)
+    deletes = () if key == read.key else (read.key,)
+    return Change("send-again", _unchanged(read), (Write(key, owed),), deletes)
 
 
-def drop(dead: Read[Delivery]) -> Change:
-    return Change("drop", _unchanged(dead), (), (dead.key,))
+def drop(read: Read[Delivery]) -> Change:
+    """One that waits, or was given up, is delivered no more."""
+    return Change("drop", _unchanged(read), (), (read.key,))

@@ -54,6 +54,8 @@ class Delivery(Record, frozen=True, kw_only=True):
     payload: dict[str, Any] | None = None
     buried_timestamp: float | None = None
     """When it was given up."""
+    resent_timestamp: float | None = None
+    """When somebody had it sent again: from then on it is tried for as long as in the beginning."""
 
 
 class Target(NamedTuple):

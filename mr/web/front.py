@@ -29,6 +29,7 @@ from mr.errors import (
 from mr.model import ids, keys, pairs
 from mr.model.deliveries import INLINE, union
 from mr.model.entities import Failure, Invocation, Job, Request, Workflow, decode
+from mr.notify.notifier import check as check_notify
 from mr.results import reading, texts
 from mr.web import posts, waiting
 from mr.web.access import Access
@@ -143,6 +144,7 @@ class Front:
         """
         snapshot, job = self._catalogs.job(workflow, job_name)
         post = posts.parse(body)
+        check_notify(self.config, post.notify, snapshot.workflow.outgoing_allow)
         arguments = check_arguments(self._catalogs.parameters(snapshot, job), post.arguments)
         text = pairs.pairs_text(arguments.items())
         retention_s = self._retention_s(post, job, snapshot.workflow)
