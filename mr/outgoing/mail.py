@@ -122,8 +122,8 @@ class Mailer:
         for one in recipients:
             if self._allow and not {one.addr_spec.lower(), f"@{one.domain}"} & self._allow:
                 raise InvalidInput(
-                    f"Mail to {one.addr_spec} is not allowed: neither it nor @{one.domain} is on the list of who may get "
-                    "mail (MR_EMAIL_ALLOW).",
+                    f"Mail to {one.addr_spec} is not allowed: neither it nor @{one.domain} is on the list of whom mail "
+                    "may go to (MR_EMAIL_ALLOW).",
                     "to",
                 )
         return recipients
