@@ -291,7 +291,7 @@ def run(config: Config, environ: Mapping[str, str], address: Address, directory:
             watched = Watched(directory, store, lock, say)
             watched.begin()
         tell_what_goes_on(store, config.workflow_names, say)
-        settings = {**environ, "MR_BIND": str(Bind(host, port))}
+        settings = {**defaults(Bind(host, port)), **environ, "MR_BIND": str(Bind(host, port))}
         descriptor = listener.fileno()
         front = Child("front end", ("serve", "main"), [f"--listen-fd={descriptor}"], settings, [descriptor], say)
         worker = Child("worker", ("programs", "worker"), ["--quiet"], settings, [], say)
@@ -303,6 +303,14 @@ def run(config: Config, environ: Mapping[str, str], address: Address, directory:
             on_turn=watched.look if watched is not None else lambda: None,
             say=say,
         ).run()
+
+
+def defaults(bind: Bind) -> dict[str, str]:
+    """What a platform that serves this machine alone has where nothing else is set."""
+    settings = {"MR_PUBLIC_URL": f"http://{bind}"}
+    if bind.is_local:
+        settings["MR_OUTGOING_ALLOW"] = "localhost,127.0.0.0/8,::1"
+    return settings
 
 
 def tell_ready(bind: Bind) -> None:
