@@ -102,6 +102,10 @@ class TokenNotFound(NotFound):
     slug = "token-not-found"
 
 
+class DeliveryNotFound(NotFound):
+    slug = "delivery-not-found"
+
+
 class Conflict(JobxError):
     """What is stored does not allow the change."""
 
@@ -145,6 +149,22 @@ class RequestUndelivered(Conflict):
     def __init__(self, workflow: str, request_id: str, owed: str) -> None:
         super().__init__(f"The request {request_id} of {workflow!r} has {owed}; what is removed is never delivered.")
         self.owed = owed
+
+
+class NothingToRedrive(Conflict):
+    """The request is done, and nothing in it has failed."""
+
+    slug = "nothing-to-redrive"
+
+
+class StepsMissing(Conflict):
+    """A request cannot run on a manifest that lacks its job or steps; ``missing`` names them."""
+
+    slug = "steps-missing"
+
+    def __init__(self, message: str, missing: list[str]) -> None:
+        super().__init__(message)
+        self.missing = missing
 
 
 class RequestExpired(JobxError):
