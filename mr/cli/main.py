@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from mr import __version__
-from mr.cli import dev, directories, doctor, programs, requests, tokens, workers
+from mr.cli import deliveries, dev, directories, doctor, programs, requests, tokens, workers
 from mr.cli.edge import Group
 
 
@@ -26,6 +26,8 @@ for command in (
     directories.apply,
     directories.diff,
     requests.group,
+    deliveries.group,
+    deliveries.webhook,
     tokens.group,
     programs.show_config,
     doctor.doctor,

@@ -55,6 +55,8 @@ class Why(Protocol):
     @property
     def place(self) -> Place | None: ...
     @property
+    def key(self) -> str | None: ...
+    @property
     def handler_name(self) -> str: ...
     @property
     def attempt(self) -> int: ...
@@ -154,6 +156,7 @@ def _error(why: Why, failure: Failure) -> dict[str, Any]:
         "summary": plain(why.summary, MAX_MESSAGE_BYTES) or None,
         "place": None if why.place is None else plain_line(str(why.place), 500),
         "source_line": None if why.place is None else plain_line(why.place.source_line, 500) or None,
+        "key": None if why.key is None else plain_line(why.key, 500),
         "handler_name": why.handler_name or None,
         "invocation_id": _id(why.path[-1].invocation_id) if why.path else None,
         "attempt": why.attempt,

@@ -74,8 +74,7 @@ class Notifier:
         name = delivery.event.rpartition(".")[2] if delivery.kind == "notification" else delivery.kind
         rest = {"event": delivery.event, "delivery_id": delivery.delivery_id, "traceback": facts.traceback_of(why)}
         mail = self._templates.render(name, {**told, **rest})
-        # Who is away does not answer to what no person sent (RFC 3834).
-        headers = {"Auto-Submitted": "auto-generated", "X-WORKFLOW-NAME": delivery.workflow_name}
+        headers = {"X-WORKFLOW-NAME": delivery.workflow_name}
         if delivery.request_id:
             headers["X-REQUEST-ID"] = delivery.request_id
         sender.send(Mail(to, mail.subject, mail.text, mail.html, headers=headers, delivery_id=delivery.delivery_id))

@@ -32,6 +32,7 @@ _ERROR: dict[str, Any] = {
     "summary": "TooManyFailures: 3 of 12 children failed",
     "place": "words/parse.py:12",
     "source_line": "number = int(line)",
+    "key": '"2030-01"',
     "handler_name": "parse",
     "invocation_id": "1hq8y2nk3xw0c5t9e7.0.abcdefgh-3",
     "attempt": 2,
@@ -55,7 +56,9 @@ def all_of_them() -> Iterator[tuple[str, dict[str, Any]]]:
             full["result_url"] = f"{full['url']}/result"
         if state == "failed":
             full |= {"error": _ERROR, "path": _PATH, "traceback": "Traceback …\nValueError: no", "path_omitted": 2}
-            bare = dict.fromkeys(("summary", "place", "source_line", "handler_name", "invocation_id", "attempts"))
+            bare = dict.fromkeys(
+                ("summary", "place", "source_line", "key", "handler_name", "invocation_id", "attempts")
+            )
             yield state, {**_of(full), "error": {**_ERROR, **bare}, "path": [], "traceback": "", "path_omitted": 0}
         yield state, _of(full)
         yield state, _of({**_REQUEST, **_LITTLE, "state": state, "since": "removed", "commands": []})
