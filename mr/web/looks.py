@@ -186,7 +186,7 @@ class Looker:
             counts=Counts(sealed=sealed, ready=ready, running=running, ended=ended, failed=failed),
             is_whole=is_whole,
             steps=list(steps.values()),
-            rate=ended / max(elapsed_s, 0.001) if request.is_done else self._rate(ended),
+            rate=round(ended / max(elapsed_s, 0.001), 3) if request.is_done else self._rate(ended),
             waiting_for=[Waiting(**lack._asdict()) for lack in lacks],
             detail=waiting.sentence(self._workflow, lacks) or None,
             error=self._cause(request),
@@ -198,7 +198,7 @@ class Looker:
         while self._ended[0][0] < now - _RATE_S and len(self._ended) > 2:
             self._ended.popleft()
         since, before = self._ended[0]
-        return max(0, ended - before) / (now - since) if now > since else None
+        return round(max(0, ended - before) / (now - since), 3) if now > since else None
 
     def _lacking(self, request: Request) -> list[waiting.Lack]:
         """As it was found within the last seconds: it changes seldom, and takes more reads than all the rest."""
