@@ -96,7 +96,7 @@ def message_of(error: JobxError, looked_in: str | None = None) -> str:
         return f"{text}\nThere {'is a problem' if number == 1 else f'are {number} problems'}: nothing was changed."
     if looked_in is None or isinstance(error, InvalidConfig | InvalidName):
         return f"Error: {text}"
-    return f"Error: {text} (Looked in the store {looked_in}.)"
+    return f"Error: {text} (Looked in {looked_in}.)"
 
 
 def say(text: str) -> None:
@@ -136,7 +136,13 @@ def warn(environ: Any) -> None:
 
 def looks_in(found: Config) -> None:
     """What goes wrong from here on has to do with the store of that configuration."""
-    click.get_current_context().meta[_LOOKED_IN] = masked_url(found.kv_url)
+    click.get_current_context().meta[_LOOKED_IN] = f"the store {masked_url(found.kv_url)}"
+
+
+def looks_in_files(workflow: str, found: Config) -> None:
+    """What goes wrong from here on has to do with a workflow's files."""
+    place = f"the files of {workflow}, below {masked_url(found.fs_url)}"
+    click.get_current_context().meta[_LOOKED_IN] = place
 
 
 def store() -> Store:
