@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mr import app
+from mr.cli import deliveries
 from mr.config import Config, warnings
 from mr.errors import InvalidConfig, JobxError, QueueUnavailable, RunnerBroken
 from mr.findings import MAX_SKEW_S, Finding, counted, size
@@ -96,7 +97,7 @@ def store(config: Config) -> tuple[list[Finding], Facts | None]:
             found = [_latency(opened, where)]
         except JobxError as error:
             found = [_out_of_reach(config, "store", "kv_url", error)]
-        return [*found, *opened.examine(), *_clocks(facts)], facts
+        return [*found, *opened.examine(), *_clocks(facts), *_undelivered(opened, config, facts)], facts
     finally:
         opened.close()
 
@@ -115,6 +116,14 @@ def _out_of_reach(config: Config, check: str, setting: str, error: JobxError) ->
 def _sentence(error: Exception) -> str:
     text = str(error)
     return text if text.endswith((".", "!", "?", ")")) else f"{text}."
+
+
+def _undelivered(opened: Store, config: Config, facts: Facts) -> list[Finding]:
+    try:
+        return deliveries.examine(opened, config, facts.workflows)
+    except JobxError:
+        # That the store is away is told already.
+        return []
 
 
 def _latency(opened: Store, where: str) -> Finding:

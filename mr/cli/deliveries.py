@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,10 +13,12 @@ import msgspec
 
 from mr.cli import output
 from mr.cli.edge import Group, config, say, store
-from mr.errors import Conflict, DeliveryNotFound
+from mr.config import Config
+from mr.errors import Conflict, DeliveryNotFound, InvalidInput
 from mr.findings import Finding
 from mr.kv.base import Store
 from mr.model import catalog, keys, secrets
+from mr.model.catalog import Snapshot
 from mr.model.deliveries import Delivery
 from mr.model.entities import decode
 
@@ -189,20 +191,36 @@ def _moment(timestamp: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(timestamp))
 
 
-def examine(opened: Store, workflows: list[str]) -> list[Finding]:
-    """For ``jobx doctor``."""
+def examine(opened: Store, config: Config, workflows: Mapping[str, Snapshot]) -> list[Finding]:
+    """For ``jobx doctor``: what was given up, and whom workflows and jobs name though this platform never tells them."""
+    from mr.notify import notifier
+
     found = []
-    for name in workflows:
-        dead = opened.list(keys.deads(name), limit=1)
-        if not dead:
-            continue
-        newest = decode(Delivery, dead[0].key, dead[0].value)
-        number = opened.count(keys.deads(name))
-        what = "A delivery" if number == 1 else f"{number:,} deliveries"
-        text = f"{what} of {name!r} could not be made, as to {shown_target(newest.target)}: {newest.last_error}"
-        advice = f"See `jobx delivery list {name} --dead`; mend it, then `jobx delivery resend {name} --all`."
-        found.append(Finding("warning", "deliveries", text, advice))
+    for name, snapshot in workflows.items():
+        found += _dead(opened, name)
+        named = {"workflow": snapshot.workflow.notify}
+        named |= {f"job {job.job_name!r} of": job.notify for job in snapshot.manifest.jobs.values()}
+        for who, targets in named.items():
+            try:
+                notifier.check(config, targets, snapshot.workflow.outgoing_allow)
+            except InvalidInput as error:
+                text = f"The {who} {name!r} is to tell somebody who is never told: {error}"
+                found.append(
+                    Finding("warning", "deliveries", text, "Correct the setting that it names, or the target.")
+                )
     return found
+
+
+def _dead(opened: Store, workflow: str) -> list[Finding]:
+    first = opened.list(keys.deads(workflow), limit=1)
+    if not first:
+        return []
+    one = decode(Delivery, first[0].key, first[0].value)
+    number = opened.count(keys.deads(workflow))
+    what = "A delivery" if number == 1 else f"{number:,} deliveries"
+    text = f"{what} of {workflow!r} could not be made, as to {shown_target(one.target)}: {one.last_error}"
+    advice = f"See `jobx delivery list {workflow} --dead`; mend it, then `jobx delivery resend {workflow} --all`."
+    return [Finding("warning", "deliveries", text, advice)]
 
 
 # --- webhooks ----------------------------------------------------------------------------------------------------

@@ -77,6 +77,8 @@ def doctor(as_json: bool) -> None:
 
 def examine() -> list[Finding]:
     """All findings, in the order of the checks."""
+    from mr.notify import notifier
+
     try:
         config = Config.read(environment())
     except InvalidConfig as error:
@@ -100,6 +102,7 @@ def examine() -> list[Finding]:
     if facts is not None:
         found += checks.live_workers(facts, config.workflow_names)
         found += checks.capabilities(facts)
+    found += notifier.examine(config)
     found += checks.exposure(config, facts is not None and facts.has_tokens)
     found += graphviz.answer(lambda finding: [finding])
     # Several things may be on one disk.

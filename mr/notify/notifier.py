@@ -11,13 +11,13 @@ import msgspec
 from mr import __version__
 from mr.config import Config
 from mr.errors import DeliveryFailed, ForbiddenURL, InvalidInput
+from mr.findings import Finding
 from mr.kv.base import Store
 from mr.model import keys, secrets
 from mr.model.deliveries import Delivery, parse_target
 from mr.model.entities import Request, Workflow, decode
-from mr.notify import facts
+from mr.notify import facts, mails
 from mr.notify.facts import Explain, Why
-from mr.notify.mails import Templates
 from mr.outgoing import http, signing
 from mr.outgoing.guard import Guard
 from mr.outgoing.mail import DEFAULT_PORTS, Mail, Mailer, Security
@@ -33,7 +33,7 @@ class Notifier:
 
     def __init__(self, config: Config, store: Store, explain: Explain) -> None:
         self._config, self._store, self._explain = config, store, explain
-        self._templates = Templates(config.email_templates)
+        self._templates = mails.Templates(config.email_templates)
 
     def notify(self, delivery: Delivery) -> None:
         """Returns once whom it is for has taken it. Every try tells the same, under the same ID.
@@ -151,3 +151,21 @@ def check(config: Config, targets: Iterable[str], outgoing_allow: Sequence[str] 
     except InvalidInput as error:
         error.parameter = "notify"
         raise
+
+
+def examine(config: Config) -> list[Finding]:
+    """What is wrong with what has to do with telling others; nothing where it is not used. Asks no server."""
+    found = []
+    try:
+        Guard(config.outgoing_allow)
+    except InvalidInput as error:
+        found.append(Finding("problem", "notifications", str(error), "Correct MR_OUTGOING_ALLOW."))
+    if config.email_smtp_hostname:
+        try:
+            mailer(config)
+        except InvalidInput as error:
+            found.append(Finding("problem", "notifications", str(error), "Correct the settings MR_EMAIL_…."))
+        else:
+            text = f"Mail goes out by {config.email_smtp_hostname}, from {config.email_smtp_from_email}."
+            found.append(Finding("ok", "notifications", text))
+    return [*found, *mails.examine(config.email_templates)]
