@@ -8,6 +8,7 @@ from typing import Any
 from mr.errors import JobxError
 from mr.handlers.tracebacks import place_in
 from mr.model.entities import Failure
+from mr.model.places import place_of
 
 MAX_HEADER_CHARS = 1024
 
@@ -21,6 +22,7 @@ _FACTS = (
     "invocation_id",
     "exception_type",
     "exception_message",
+    "place",
     "unreachable",
 )
 """Attributes of errors that a problem shows."""
@@ -89,6 +91,8 @@ class HandlerFailed(JobxError):
         )
         self.request_id, self.invocation_id = request_id, invocation_id
         self.exception_type, self.exception_message = failure.exception_type, failure.exception_message
+        found = place_of(failure.traceback)
+        self.place = None if found is None else str(found)
 
 
 def document(slug: str, status: int, detail: str, facts: Mapping[str, Any]) -> dict[str, Any]:
