@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
-from mr.cli import output
+from mr.cli import output, policies
 from mr.cli.edge import Command, say, store
 from mr.cli.entities import known, put
 from mr.errors import JobNotFound
 from mr.model import catalog
-from mr.model.deliveries import check_targets, check_writer
 from mr.model.entities import Job
 
 
 @click.command(
-    cls=Command, example='$ mr_kv_job_create words wordcount "Counts the words of texts" count --retention 600'
+    cls=Command, example='$ mr_kv_job_create words wordcount-kept "Counts words, for a week" count --retention 604800'
 )
 @click.argument("workflow")
 @click.argument("job")
 @click.argument("description")
 @click.argument("initial_step")
-@click.option("--writer", metavar="W", help="What delivers the result; the workflow's or platform's, if not given.")
-@click.option("--notify", metavar="TARGET", multiple=True, help="Who is told of a request's end; may be repeated.")
-@click.option(
-    "--retention",
-    type=click.IntRange(-1),
-    metavar="S",
-    help="How many seconds an ended request is kept; -1: for ever. The platform's, if not given.",
-)
+@policies.writer("the workflow's or the platform's")
+@policies.notify(", and adds to the workflow's")
+@policies.retention("The workflow's or the platform's, if not given.")
 def create(
     workflow: str,
     job: str,
     description: str,
     initial_step: str,
     writer: str | None,
-    notify: tuple[str, ...],
-    retention: int | None,
+    notify: Sequence[str],
+    retention_s: int | None,
 ) -> None:
     """Make a job, which is what clients POST to."""
     record = Job(
@@ -43,9 +39,9 @@ def create(
         workflow_name=workflow,
         description=description,
         initial_step_name=initial_step,
-        writer=None if writer is None else check_writer(writer),
-        notify=check_targets(notify),
-        retention_s=retention,
+        writer=writer,
+        notify=list(notify),
+        retention_s=retention_s,
     )
     put(workflow, "job", job, record, f"Delete it first: mr_kv_job_delete {workflow} {job}")
 

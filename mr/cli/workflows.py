@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import click
 
-from mr.cli import output
+from mr.cli import output, policies
 from mr.cli.edge import Command, say, store
 from mr.errors import WorkflowNotFound
 from mr.kv.base import Store
 from mr.model import catalog, keys
-from mr.model.catalog import Draft, Limits
+from mr.model.catalog import NO_POLICIES, Draft, Limits, Policies
 from mr.model.entities import Workflow, decode
 
 
@@ -38,17 +41,84 @@ _INVOCATIONS = click.option(
 )
 
 
-@click.command(cls=Command, example='$ mr_kv_workflow_create words "Counts words"')
+_WRITER = policies.writer("the platform's (MR_RESULT_WRITER_FQ_CLASS)")
+_NOTIFY = policies.notify("")
+_RETENTION = policies.retention("The platform's (MR_RETENTION_S), if not given.")
+
+
+@click.command(cls=Command, example='$ mr_kv_workflow_create letters "Counts letters" --retention 600')
 @click.argument("workflow")
 @click.argument("description")
 @_OPEN_REQUESTS
 @_INVOCATIONS
-def create(workflow: str, description: str, max_open_requests: int | None, max_invocations: int | None) -> None:
-    """Make an empty workflow."""
+@_WRITER
+@_NOTIFY
+@_RETENTION
+@policies.outgoing_allow
+def create(
+    workflow: str,
+    description: str,
+    max_open_requests: int | None,
+    max_invocations: int | None,
+    writer: str | None,
+    notify: Sequence[str],
+    retention_s: int | None,
+    outgoing_allow: Sequence[str],
+) -> None:
+    """Make an empty workflow. What is said of requests holds for its jobs, where these say nothing else."""
     limits = Limits(max_open_requests, max_invocations)
-    if not catalog.create_workflow(store(), workflow, description, limits):
+    chosen = Policies(retention_s, writer, tuple(notify), tuple(outgoing_allow))
+    if not catalog.create_workflow(store(), workflow, description, limits, chosen):
         say(f"The workflow {workflow!r} is there already, unchanged.")
-    output.entity("workflow", workflow, Workflow(workflow_name=workflow, description=description, **limits._asdict()))
+    output.entity("workflow", workflow, Draft(workflow, description, limits=limits, policies=chosen).workflow())
+
+
+@click.command(
+    cls=Command,
+    example="$ mr_kv_workflow_set_policies words --retention 86400 --notify failed:mailto:ops@example.com\n"
+    "$ mr_kv_workflow_set_policies words --unset notify",
+)
+@click.argument("workflow")
+@_WRITER
+@_NOTIFY
+@_RETENTION
+@policies.outgoing_allow
+@click.option(
+    "--unset",
+    type=click.Choice(["writer", "notify", "retention", "outgoing-allow"]),
+    multiple=True,
+    help="What is to be as the platform has it again. May be repeated.",
+)
+def set_policies(
+    workflow: str,
+    writer: str | None,
+    notify: Sequence[str],
+    retention_s: int | None,
+    outgoing_allow: Sequence[str],
+    unset: Sequence[str],
+) -> None:
+    """Set what becomes of a workflow's requests; what is not given stays as it is. It holds for those that come."""
+    given = {"writer": writer, "notify": notify, "retention_s": retention_s, "outgoing_allow": outgoing_allow}
+    wanted: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in given.items()
+        if value not in (None, ())
+    }
+    for name in unset:
+        field = {"retention": "retention_s"}.get(name, name.replace("-", "_"))
+        if field in wanted:
+            raise click.UsageError(f"--{name} is given, and unset, too.")
+        wanted[field] = getattr(NO_POLICIES, field)
+    if not wanted:
+        raise click.UsageError("Say what is to be set, or unset.")
+
+    def edit(draft: Draft) -> None:
+        draft.policies = draft.policies._replace(**wanted)
+
+    opened = store()
+    if not catalog.change(opened, workflow, edit):
+        say(f"The workflow {workflow!r} is like that already.")
+    output.entity("workflow", workflow, read(opened, workflow))
 
 
 @click.command(cls=Command, example="$ mr_kv_workflow_set_limits words --max-open-requests 100")
