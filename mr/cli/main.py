@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from mr import __version__
-from mr.cli import deliveries, dev, directories, doctor, programs, requests, tokens, workers
+from mr.cli import deliveries, dev, directories, doctor, fs, programs, requests, tokens, watching, workers
 from mr.cli.edge import Group
 
 
@@ -19,6 +19,8 @@ def main() -> None:
     """
 
 
+requests.group.add_command(watching.watch)
+
 for command in (
     dev.dev,
     workers.group,
@@ -26,6 +28,7 @@ for command in (
     directories.apply,
     directories.diff,
     requests.group,
+    fs.group,
     deliveries.group,
     deliveries.webhook,
     tokens.group,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from mr.findings import Finding
 
@@ -30,6 +31,13 @@ class Writer(ABC):
         """Forgets what was written. May be repeated, also after :meth:`settle`, where it does nothing."""
 
 
+class Usage(NamedTuple):
+    """How many files there are, and how many bytes in them."""
+
+    files: int
+    bytes: int
+
+
 class Files(ABC):
     """A tree of files, named by paths of ``/``-separated parts. Safe to use from several threads and processes."""
 
@@ -52,6 +60,13 @@ class Files(ABC):
         """Removes everything below a name. May be repeated.
 
         :raises FilesUnavailable: something could not be removed.
+        """
+
+    @abstractmethod
+    def usage(self, name: str) -> Usage:
+        """What is below a name, also what is not settled yet.
+
+        :raises FilesUnavailable: it cannot be read.
         """
 
     def identity(self) -> str:

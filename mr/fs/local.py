@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mr.errors import FilesUnavailable
 from mr.findings import Finding
-from mr.fs.base import Files, Writer
+from mr.fs.base import Files, Usage, Writer
 from mr.local.disk import examine_space
 
 _IDENTITY = ".identity"
@@ -90,6 +90,20 @@ class LocalFiles(Files):
             pass
         except OSError as error:
             raise FilesUnavailable(f"{self._root / name} cannot be removed: {error}") from error
+
+    def usage(self, name: str) -> Usage:
+        number = size = 0
+
+        def refuse(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError):
+                raise FilesUnavailable(f"{error.filename} cannot be read: {error}") from error
+
+        for directory, _, files in os.walk(self._root / name, onerror=refuse):
+            for file in files:
+                with contextlib.suppress(FileNotFoundError):
+                    size += os.lstat(os.path.join(directory, file)).st_size
+                    number += 1
+        return Usage(number, size)
 
     def identity(self) -> str:
         path = self._root / _IDENTITY

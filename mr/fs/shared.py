@@ -232,6 +232,22 @@ class Folder:
             self._look(place)
             self._tree().remove_directory(place)
 
+    # --- for commands --------------------------------------------------------------------------------------------
+
+    def is_begun(self) -> bool:
+        """Whether anything was ever written here."""
+        with self._at("."):
+            try:
+                self._tree().stat(self._top)
+            except FileNotFoundError:
+                return False
+            return True
+
+    def tidy(self, before: float) -> None:
+        """Removes what was begun before that time, in seconds since 1970, and is not whole yet."""
+        with self._at("."):
+            self._tree().tidy(self._partial, before)
+
     # --- inside --------------------------------------------------------------------------------------------------
 
     @contextmanager
