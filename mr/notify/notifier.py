@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
@@ -20,12 +20,10 @@ from mr.notify import facts, mails
 from mr.notify.facts import Explain, Why
 from mr.outgoing import http, signing
 from mr.outgoing.guard import Guard
-from mr.outgoing.mail import DEFAULT_PORTS, Mail, Mailer, Security
-from mr.urls import address
+from mr.outgoing.mail import Mail
+from mr.outgoing.settings import guard, mailer
 
 USER_AGENT = f"JobX/{__version__}"
-
-_NO_MAIL = "This platform sends no mail: MR_EMAIL_SMTP_HOSTNAME is not set."
 
 
 class Notifier:
@@ -83,7 +81,7 @@ class Notifier:
         key = keys.workflow(workflow_name)
         [entry] = self._store.get([key])
         allow = [] if entry is None else decode(Workflow, key, entry.value).outgoing_allow
-        return Guard([*self._config.outgoing_allow, *allow])
+        return guard(self._config, allow)
 
     def _facts(self, delivery: Delivery) -> tuple[dict[str, Any], Why | None]:
         if delivery.kind == "handlers":
@@ -107,31 +105,6 @@ def webhook(delivery: Delivery, told: dict[str, Any]) -> bytes:
     return msgspec.json.encode({"type": delivery.event, "timestamp": timestamp, "data": told})
 
 
-def mailer(config: Config) -> Mailer:
-    """
-    :raises InvalidInput: this platform sends no mail, or a setting that has to do with mail is wrong.
-    """
-    if not config.email_smtp_hostname:
-        raise InvalidInput(_NO_MAIL, "MR_EMAIL_SMTP_HOSTNAME")
-    if not config.email_smtp_from_email:
-        raise InvalidInput(
-            "This platform sends no mail: MR_EMAIL_SMTP_FROM_EMAIL, which says from whom, is not set.",
-            "MR_EMAIL_SMTP_FROM_EMAIL",
-        )
-    security = cast(Security, config.email_smtp_security)
-    host, port = address(config.email_smtp_hostname, DEFAULT_PORTS[security])
-    return Mailer(
-        host,
-        port,
-        security,
-        config.email_smtp_user,
-        config.email_smtp_password,
-        config.email_smtp_from_email,
-        config.email_allow,
-        ca=config.email_smtp_ca,
-    )
-
-
 def check(config: Config, targets: Iterable[str], outgoing_allow: Sequence[str] = ()) -> None:
     """Whether this platform will tell these targets, as far as can be said without asking anybody.
 
@@ -145,9 +118,9 @@ def check(config: Config, targets: Iterable[str], outgoing_allow: Sequence[str] 
         if addresses:
             mailer(config).check(addresses)
         others = [url for url in urls if not url.startswith("mailto:")]
-        guard = Guard([*config.outgoing_allow, *outgoing_allow])
+        let_out = guard(config, outgoing_allow)
         for url in others:
-            guard.check_form(url)
+            let_out.check_form(url)
     except InvalidInput as error:
         error.parameter = "notify"
         raise

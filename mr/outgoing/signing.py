@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from mr.errors import InvalidInput, InvalidSignature
 
@@ -17,8 +17,10 @@ _SECRET = "whsec_"
 _VERSION = "v1,"
 
 
-def sign(secret: str | Sequence[str], webhook_id: str, timestamp: int, body: bytes) -> str:
+def sign(secret: str | Sequence[str], webhook_id: str, timestamp: int, body: bytes | Iterable[bytes]) -> str:
     """The value of ``webhook-signature``; with several secrets (while one replaces another) one signature each.
+
+    A body in pieces is consumed.
 
     :raises InvalidInput: a secret is none, or the ID is not what can be signed and sent.
     """
@@ -28,7 +30,9 @@ def sign(secret: str | Sequence[str], webhook_id: str, timestamp: int, body: byt
     return " ".join(_signatures(secret, webhook_id, str(int(timestamp)), body))
 
 
-def signed(secret: str | Sequence[str], webhook_id: str, timestamp: int, body: bytes) -> dict[str, str]:
+def signed(
+    secret: str | Sequence[str], webhook_id: str, timestamp: int, body: bytes | Iterable[bytes]
+) -> dict[str, str]:
     """The three headers; ``timestamp`` is that of this attempt, in Unix seconds.
 
     :raises InvalidInput: see :func:`sign`.
@@ -59,7 +63,7 @@ def verify(
     if abs(apart) > tolerance_s:
         when = "old" if apart < 0 else "ahead of this machine's clock"
         raise InvalidSignature(f"It is {abs(apart):.0f} s {when}; {tolerance_s:g} s are tolerated.", TIMESTAMP)
-    wanted = list(_signatures(secrets, given[ID], timestamp, body))
+    wanted = _signatures(secrets, given[ID], timestamp, body)
     for signature in given[SIGNATURE].split():
         # Every comparison is made, and takes as long whatever it finds.
         if any([hmac.compare_digest(signature.encode("utf-8", "replace"), one.encode()) for one in wanted]):
@@ -71,11 +75,16 @@ def verify(
     )
 
 
-def _signatures(secrets: str | Sequence[str], webhook_id: str, timestamp: str, body: bytes) -> Iterator[str]:
-    content = b".".join((webhook_id.encode("utf-8", "surrogateescape"), timestamp.encode(), body))
-    for secret in [secrets] if isinstance(secrets, str) else secrets:
-        digest = hmac.digest(_key(secret), content, "sha256")
-        yield _VERSION + base64.b64encode(digest).decode()
+def _signatures(
+    secrets: str | Sequence[str], webhook_id: str, timestamp: str, body: bytes | Iterable[bytes]
+) -> list[str]:
+    head = f"{webhook_id}.{timestamp}.".encode("utf-8", "surrogateescape")
+    keys = [secrets] if isinstance(secrets, str) else secrets
+    codes = [hmac.new(_key(secret), head, "sha256") for secret in keys]
+    for piece in [body] if isinstance(body, bytes) else body:
+        for code in codes:
+            code.update(piece)
+    return [_VERSION + base64.b64encode(code.digest()).decode() for code in codes]
 
 
 def _key(secret: str) -> bytes:
