@@ -55,10 +55,11 @@ class _Fan(NamedTuple):
 
 
 class Looker:
-    """Looks at one request. Used by one thread; ``request`` is how it stands now."""
+    """Looks at one request. Used by one thread; ``request`` is how it stands now. Where nothing happens, looks come at
+    most ``slowest_s`` apart."""
 
-    def __init__(self, store: Store, request: Request) -> None:
-        self._store = store
+    def __init__(self, store: Store, request: Request, slowest_s: float = SLOWEST_S) -> None:
+        self._store, self._slowest = store, slowest_s
         self._workflow, self._id, self._root = request.workflow_name, request.request_id, request.invocation_id
         self._job = request.job_name
         self._manifests: dict[str, Manifest] = {}
@@ -77,7 +78,7 @@ class Looker:
         began = time.monotonic()
         found = self._look()
         has_changed = self._last is None or not self._last.is_like(found)
-        self._pause = FASTEST_S if has_changed else min(SLOWEST_S, 1.5 * self._pause)
+        self._pause = FASTEST_S if has_changed else min(self._slowest, 1.5 * self._pause)
         self._last = found
         self._cost = time.monotonic() - began
         return found
