@@ -192,7 +192,7 @@ def _moment(timestamp: float) -> str:
 
 
 def examine(opened: Store, config: Config, workflows: Mapping[str, Snapshot]) -> list[Finding]:
-    """For ``jobx doctor``: what was given up, and whom workflows and jobs name though this platform never tells them."""
+    """For ``jobx doctor``: what was given up, and whom workflows name though this platform never tells them."""
     from mr.notify import notifier
 
     found = []
