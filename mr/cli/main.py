@@ -5,7 +5,20 @@ from __future__ import annotations
 import click
 
 from mr import __version__
-from mr.cli import deliveries, dev, directories, doctor, fs, programs, requests, tokens, watching, workers
+from mr.cli import (
+    completion,
+    deliveries,
+    dev,
+    directories,
+    doctor,
+    fs,
+    keeping,
+    programs,
+    requests,
+    tokens,
+    watching,
+    workers,
+)
 from mr.cli.edge import Group
 
 
@@ -19,7 +32,8 @@ def main() -> None:
     """
 
 
-requests.group.add_command(watching.watch)
+for part in (watching.watch, keeping.keep_request, keeping.cleanup_requests):
+    requests.group.add_command(part)
 
 for command in (
     dev.dev,
@@ -34,5 +48,6 @@ for command in (
     tokens.group,
     programs.show_config,
     doctor.doctor,
+    completion.completion,
 ):
     main.add_command(command)

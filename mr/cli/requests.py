@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import heapq
-import json
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,7 +14,8 @@ from mr.cli.edge import Command, Group, config, is_terminal, platform, say, stor
 from mr.errors import InvalidInput, RequestExpired, RequestNotFound
 from mr.kv.base import Store
 from mr.model import catalog, ids, keys
-from mr.model.entities import Parameter, Request, decode
+from mr.model.entities import Request, decode
+from mr.model.records import Keep
 
 if TYPE_CHECKING:
     from mr.engine.shell import Platform
@@ -72,6 +72,7 @@ def find(opened: Store, workflow: str | None, request_id: str) -> Request:
         found = next(newest_of(opened, workflows), None)
         if found is None:
             raise RequestNotFound("request", LAST, f"{where}. POST to a job, or use mr_kv_request_create.")
+        [found] = as_kept(opened, [found])
         return found
     request_id = ids.request_of(request_id)
     entries = opened.get([keys.request(one, request_id) for one in workflows])
@@ -80,7 +81,8 @@ def find(opened: Store, workflow: str | None, request_id: str) -> Request:
         names = ", ".join(request.workflow_name for request in requests)
         raise InvalidInput(f"The workflows {names} each have a request {request_id!r}: name the workflow.")
     if requests:
-        return requests[0]
+        [request] = as_kept(opened, requests)
+        return request
     if any(ids.is_request_id(one, request_id) for one in workflows):
         raise RequestExpired(
             f"The request {request_id!r} is not there any more: it has ended, and its retention is over. "
@@ -91,17 +93,29 @@ def find(opened: Store, workflow: str | None, request_id: str) -> Request:
     )
 
 
-def _find_where(opened: Store, where: tuple[str, ...]) -> Request:
+def as_kept(opened: Store, requests: list[Request]) -> list[Request]:
+    """With what was asked of those that run: see :mod:`mr.engine.keep`."""
+    running = [request for request in requests if not request.is_done]
+    entries = opened.get([keys.kept(request.workflow_name, request.request_id) for request in running])
+    wishes = {
+        request.request_id: decode(Keep, entry.key, entry.value)
+        for request, entry in zip(running, entries, strict=True)
+        if entry is not None
+    }
+    return [wishes[one.request_id].of(one) if one.request_id in wishes else one for one in requests]
+
+
+def find_where(opened: Store, where: tuple[str, ...]) -> Request:
     return find(opened, where[0] if len(where) > 1 else None, where[-1])
 
 
-def _check_where(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+def check_where(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
     if len(value) > 2:
         raise click.UsageError("Give a request's ID or `last` and, before it, a workflow at most.", ctx)
     return value
 
 
-_where = click.argument("where", nargs=-1, required=True, metavar="[WORKFLOW] ID|last", callback=_check_where)
+_where = click.argument("where", nargs=-1, required=True, metavar="[WORKFLOW] ID|last", callback=check_where)
 
 
 # --- showing -----------------------------------------------------------------------------------------------------
@@ -115,6 +129,7 @@ def _list(workflow: str | None, states: tuple[str, ...], limit: int, as_json: bo
             found.append(request)
             if len(found) >= limit:
                 break
+    found = as_kept(opened, found)
     if as_json:
         output.entities("request", [(request.request_id, request) for request in found])
         return
@@ -182,7 +197,7 @@ def _tell_waiting(opened: Store, request: Request) -> None:
     "request", cls=Group, data_dir=True, example="$ jobx request list words --state failed\n$ jobx request tree last"
 )
 def group() -> None:
-    """Look at requests, and cancel them."""
+    """Look at requests, end them, run them again, keep and remove them."""
 
 
 @group.command("list", example="$ jobx request list words --state failed --limit 5")
@@ -200,7 +215,7 @@ def list_all(workflow: str | None, states: tuple[str, ...], limit: int, as_json:
 def get(where: tuple[str, ...]) -> None:
     """Print a request as JSON; `last` is the newest."""
     opened = store()
-    request = _find_where(opened, where)
+    request = find_where(opened, where)
     output.entity("request", request.request_id, request)
     _tell_waiting(opened, request)
 
@@ -215,7 +230,7 @@ def show(where: tuple[str, ...], is_flat: bool, as_json: bool) -> None:
     More than eight invocations of one parent are folded to one line.
     """
     opened = store()
-    show_tree(_find_where(opened, where), opened, as_json=as_json, is_flat=is_flat)
+    show_tree(find_where(opened, where), opened, as_json=as_json, is_flat=is_flat)
 
 
 @group.command("cancel", example="$ jobx request cancel words last")
@@ -223,11 +238,11 @@ def show(where: tuple[str, ...], is_flat: bool, as_json: bool) -> None:
 def cancel(where: tuple[str, ...]) -> None:
     """End a running request; its handlers are stopped within a second."""
     opened = platform()
-    _cancel(opened, _find_where(opened.store, where))
+    _cancel(opened, find_where(opened.store, where))
 
 
 def _cancel(opened: Platform, request: Request) -> None:
-    ended = _front(opened).cancel(request)
+    ended = front(opened).cancel(request)
     if request.state != "running" or ended.state != "cancelled":
         say(f"The request {request.request_id} has ended already: it is {ended.state}.")
     output.entity("request", ended.request_id, ended)
@@ -266,61 +281,10 @@ def classic_cancel(workflow: str, request_id: str) -> None:
     _cancel(opened, find(opened.store, workflow, request_id))
 
 
-@click.command(cls=Command, example='$ mr_kv_request_create words wordcount -a text "to be or not to be" -a limit 3')
-@click.argument("workflow")
-@click.argument("job")
-@click.option(
-    "-a",
-    "--argument",
-    "given",
-    nargs=2,
-    multiple=True,
-    metavar="NAME VALUE",
-    help="An argument. Where the job declares its parameters, the value is cast to the declared type; otherwise it is "
-    "JSON if it can be read as JSON, and text if not. May be repeated.",
-)
-def create(workflow: str, job: str, given: tuple[tuple[str, str], ...]) -> None:
-    """Submit a request, and print it. It is worked on by whatever workers there are."""
-    names = [name for name, _ in given]
-    for name in names:
-        if names.count(name) > 1:
-            raise click.UsageError(f"The argument {name!r} is given twice.")
-    opened = platform()
-    front = _front(opened)
-    declared = _declared(opened, workflow, job)
-    arguments = {name: _value(declared.get(name), value) for name, value in given}
-    body = json.dumps({"arguments": arguments}).encode()
-    context = {"requester_ip": "127.0.0.1"}
-    submitted = front.post(workflow, job, body, wait_s=0, is_blocking=False, context=context)
-    request = front.request(workflow, submitted.request_id)
-    output.entity("request", request.request_id, request)
-
-
-def _front(opened: Platform) -> Front:
+def front(opened: Platform) -> Front:
     """The front end's own ways of accepting and cancelling, without HTTP."""
     from mr import app
     from mr.web.front import Front
 
     found = config()
     return Front(opened, found, app.make_env(found))
-
-
-def _declared(opened: Platform, workflow: str, job: str) -> dict[str, Parameter]:
-    """What the job's first mapper declares, by name; nothing where there is no such job, which submitting tells."""
-    manifest = catalog.read(opened.store, workflow).manifest
-    if job not in manifest.jobs:
-        return {}
-    version = manifest.handlers[manifest.steps[manifest.jobs[job].initial_step_name].map_handler_name]
-    return {parameter.name: parameter for parameter in opened.handler(workflow, version).parameters}
-
-
-def _value(parameter: Parameter | None, text: str) -> Any:
-    """The text as it is for a declared type, which it will be cast to; of others what it says as JSON, if it does."""
-    from mr.web import strict_json
-
-    if parameter is not None and parameter.type != "any":
-        return text
-    try:
-        return strict_json.parse(text.encode("utf-8", "surrogateescape"))
-    except InvalidInput:
-        return text

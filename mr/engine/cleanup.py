@@ -50,15 +50,24 @@ def remove(env: Env, workflow: str, request_id: str, *, is_forced: bool = False)
         if record is None:
             return False
         if record.state != "expiring":
-            if not record.is_done:
-                raise RequestRuns(workflow, request_id)
-            owed = yield from _what_is_owed(workflow, request_id)
-            if owed and not is_forced:
-                raise RequestUndelivered(workflow, request_id, owed)
+            yield from check(record, is_forced=is_forced)
             if not (yield from _begin(env, request)):
                 continue
         yield from _remove(env, workflow, request_id)
         return True
+
+
+def check(request: Request, *, is_forced: bool = False) -> Flow[None]:
+    """
+    :raises RequestRuns, RequestUndelivered: :func:`remove` would not remove it.
+    """
+    workflow, request_id = request.workflow_name, request.request_id
+    if request.state == "expiring":
+        return
+    if not request.is_done:
+        raise RequestRuns(workflow, request_id)
+    if not is_forced and (owed := (yield from _what_is_owed(workflow, request_id))):
+        raise RequestUndelivered(workflow, request_id, owed)
 
 
 def _read(workflow: str, request_id: str) -> Flow[tuple[Read[Request], bool]]:

@@ -39,7 +39,7 @@ def keep(env: Env, workflow: str, request_id: str, wish: Keep) -> Flow[Request]:
             change = t.keep_later(request, wish)
         if (yield Commit(change)).ok:
             kept = next((write.record for write in change.writes if isinstance(write.record, Request)), record)
-            return as_kept(kept, None if record.is_done else wish)
+            return kept if record.is_done else wish.of(kept)
 
 
 def keep_ended(workflow: str, request_id: str) -> Flow[None]:
@@ -50,14 +50,6 @@ def keep_ended(workflow: str, request_id: str) -> Flow[None]:
         return
     assert record.ended_timestamp is not None
     yield Commit(t.keep(request, wish.record.retention_s, wish.record.name, record.ended_timestamp))
-
-
-def as_kept(request: Request, wish: Keep | None) -> Request:
-    """How a request looks for which that waits."""
-    if wish is None:
-        return request
-    name = request.name if wish.name is None else wish.name
-    return msgspec.structs.replace(request, retention_s=wish.retention_s, name=name, is_kept=True)
 
 
 def _read(workflow: str, request_id: str) -> Flow[tuple[Read[Request], Read[Keep]]]:

@@ -83,13 +83,13 @@ class KvTree:
             raise InvalidInput("A part of the path is empty.", "path")
         return "/".join([self._prefix, *(_escape(name) for name in path)])
 
-    def set(self, path: tuple[str, ...], value: object) -> None:
-        """Puts a value at a path.
+    def set(self, path: tuple[str, ...], value: object, compares: tuple[Compare, ...] = ()) -> bool:
+        """Puts a value at a path. False: one of ``compares`` did not hold, and nothing was put.
 
         :raises InvalidInput: a part of the path is empty.
         :raises OutcomeUnknown: the store never said whether it is there.
         """
-        _commit(self._store, Txn(puts=(Put(self._key(path), msgspec.json.encode(value)),)))
+        return _commit(self._store, Txn(compares, (Put(self._key(path), msgspec.json.encode(value)),)))
 
     def get(self, path: tuple[str, ...], default: object = None) -> Any:
         """The value at a path, or ``default``."""

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from mr.model.entities import Job, Record, Step, encode
+from mr.model.entities import Job, Record, Request, Step, encode
 
 
 class Mark(Record, frozen=True, kw_only=True):
@@ -91,6 +91,11 @@ class Keep(Record, frozen=True, kw_only=True):
 
     retention_s: int
     name: str | None = None
+
+    def of(self, request: Request) -> Request:
+        """How the request looks with that, while it runs."""
+        name = request.name if self.name is None else self.name
+        return msgspec.structs.replace(request, retention_s=self.retention_s, name=name, is_kept=True)
 
 
 class Idempotency(Record, frozen=True, kw_only=True):
