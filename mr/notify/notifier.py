@@ -118,9 +118,10 @@ def check(config: Config, targets: Iterable[str], outgoing_allow: Sequence[str] 
         if addresses:
             mailer(config).check(addresses)
         others = [url for url in urls if not url.startswith("mailto:")]
-        let_out = guard(config, outgoing_allow)
-        for url in others:
-            let_out.check_form(url)
+        if others:
+            let_out = guard(config, outgoing_allow)
+            for url in others:
+                let_out.check_form(url)
     except InvalidInput as error:
         error.parameter = "notify"
         raise
