@@ -20,8 +20,9 @@ def guard(config: Config, allow: Sequence[str] = ()) -> Guard:
     return Guard([*config.outgoing_allow, *allow])
 
 
-def mailer(config: Config) -> Mailer:
-    """
+def mailer(config: Config, *, seconds: float = 30.0) -> Mailer:
+    """One that takes so many seconds for a mail, at most.
+
     :raises InvalidInput: this platform sends no mail, or a setting that has to do with mail is wrong.
     """
     if not config.email_smtp_hostname:
@@ -42,4 +43,5 @@ def mailer(config: Config) -> Mailer:
         config.email_smtp_from_email,
         config.email_allow,
         ca=config.email_smtp_ca,
+        seconds=seconds,
     )

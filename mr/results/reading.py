@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -13,6 +14,28 @@ from mr.kv.base import Store
 from mr.model import ids, keys, pairs
 from mr.model.entities import Request, decode
 from mr.model.records import Dataset, Done
+
+
+@dataclass(frozen=True)
+class Result:
+    """The result of a request that ended well; it can be read as often as one likes."""
+
+    request: Request
+    files: Files
+    parts: list[Dataset]
+
+    @property
+    def count(self) -> int:
+        return sum(part.count for part in self.parts)
+
+    def pairs(self) -> Iterator[tuple[pairs.Key, Any]]:
+        """The pairs one by one, list keys as tuples.
+
+        :raises FilesUnavailable: a spilled output cannot be read.
+        """
+        for piece in pieces(self.files, self.parts):
+            yield from pairs.parse_pairs(piece)
+
 
 _MERGED = 500
 """Pairs of one piece, where partitions are merged."""
@@ -48,15 +71,6 @@ def pieces(files: Files, parts: list[Dataset]) -> Iterator[bytes]:
     :raises FilesUnavailable: a spilled output cannot be read.
     """
     return _lines(files, parts[0]) if len(parts) == 1 else _merged([_lines(files, part) for part in parts])
-
-
-def result_pairs(files: Files, parts: list[Dataset]) -> Iterator[tuple[pairs.Key, Any]]:
-    """The pairs one by one, list keys as tuples.
-
-    :raises FilesUnavailable: a spilled output cannot be read.
-    """
-    for piece in pieces(files, parts):
-        yield from pairs.parse_pairs(piece)
 
 
 def _lines(files: Files, part: Dataset) -> Iterator[bytes]:

@@ -31,6 +31,7 @@ from mr.model.deliveries import INLINE, union
 from mr.model.entities import Failure, Invocation, Job, Request, Workflow, decode
 from mr.notify.notifier import check as check_notify
 from mr.results import reading, texts
+from mr.results.writing import check as check_writer
 from mr.web import posts, waiting
 from mr.web.access import Access
 from mr.web.catalogs import Catalogs
@@ -148,6 +149,8 @@ class Front:
         arguments = check_arguments(self._catalogs.parameters(snapshot, job), post.arguments)
         text = pairs.pairs_text(arguments.items())
         retention_s = self._retention_s(post, job, snapshot.workflow)
+        writer = writer_of(post, job, snapshot.workflow, self.config)
+        check_writer(self.config, writer, snapshot.workflow.outgoing_allow)
         request = submit.new_request(
             workflow,
             job_name,
@@ -156,7 +159,7 @@ class Front:
             retention_s,
             is_blocking,
             post.name,
-            writer=writer_of(post, job, snapshot.workflow, self.config),
+            writer=writer,
             notify=union(post.notify, job.notify, snapshot.workflow.notify),
             **(context or {}),
         )
