@@ -137,7 +137,7 @@ def _live() -> Iterator[Show]:
         if progress.has_ended:
             return Text(line(progress))
         now = msgspec.structs.replace(progress, elapsed_s=progress.elapsed_s + time.monotonic() - at)
-        spinner.update(text=Text(line(now)))
+        spinner.update(text=Text(line(now), no_wrap=True, overflow="ellipsis"))
         return spinner
 
     with Live(console=Console(highlight=False), get_renderable=rendered, refresh_per_second=_REFRESHED):
