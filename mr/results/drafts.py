@@ -7,6 +7,7 @@ removes it.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -27,6 +28,7 @@ _LOCK, _OLD = ".lock", ".old"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 _TRIES = 10
+_FILES_BY_THEMSELVES = 100
 
 
 class Draft(NamedTuple):
@@ -242,6 +244,11 @@ def _exists(parent: int, name: str) -> bool:
 
 
 def _sync(directory: int) -> None:
+    """Has every file in it on the disk. One by one, a thousand of them take a second."""
+    with os.scandir(directory) as entries:
+        names = [entry.name for entry in islice(entries, _FILES_BY_THEMSELVES + 1)]
+    if len(names) > _FILES_BY_THEMSELVES and _sync_filesystem(directory):
+        return
     with os.scandir(directory) as entries:
         for entry in entries:
             file = os.open(entry.name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory)
@@ -250,3 +257,17 @@ def _sync(directory: int) -> None:
             finally:
                 os.close(file)
     os.fsync(directory)
+
+
+def _sync_filesystem(descriptor: int) -> bool:
+    """Linux's ``syncfs``, which Python does not have; False where there is none.
+
+    :raises OSError: something could not be written.
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+    syncfs = getattr(library, "syncfs", None)
+    if syncfs is None:
+        return False
+    if syncfs(descriptor):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return True
