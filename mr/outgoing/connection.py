@@ -182,8 +182,10 @@ def client_context(ca: str = "") -> ssl.SSLContext:
     return ssl.create_default_context(cafile=ca or None)
 
 
-def reason(error: BaseException) -> str:
-    """What went wrong with a connection, in words."""
+def reason(error: BaseException, deadline: Deadline | None = None) -> str:
+    """What went wrong with a connection, in words; ``deadline`` is what it may have been too late for."""
+    if isinstance(error, TimeoutError) and deadline is not None:
+        return f"it took longer than {deadline.seconds:g} s"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not accepted: {error.verify_message or error}"
     if isinstance(error, socket.gaierror):

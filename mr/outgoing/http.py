@@ -65,13 +65,13 @@ def post(
         context = client_context(ca) if destination.is_tls else None
         line = connect(destination.addresses, destination.port, deadline, context, destination.host)
     except OSError as error:
-        raise DeliveryFailed(f"{destination.authority} cannot be reached: {reason(error)}.") from error
+        raise DeliveryFailed(f"{destination.authority} cannot be reached: {reason(error, deadline)}.") from error
     with line:
         is_sent = _send(line, _head(destination, headers, body), body)
         try:
             answer, phrase = _read(line)
         except (OSError, HTTPException) as error:
-            raise DeliveryFailed(f"{destination.authority} did not answer: {_reason(error)}.") from error
+            raise DeliveryFailed(f"{destination.authority} did not answer: {_reason(error, deadline)}.") from error
     if not 200 <= answer.status < 300:
         raise _refused(destination, answer, phrase)
     if not is_sent:
@@ -175,9 +175,9 @@ def _retry_after_s(text: str) -> float | None:
     return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)
 
 
-def _reason(error: OSError | HTTPException) -> str:
+def _reason(error: OSError | HTTPException, deadline: Deadline) -> str:
     if isinstance(error, RemoteDisconnected):
         return "it closed the connection"
     if isinstance(error, HTTPException):
         return f"what it says is not HTTP ({type(error).__name__})"
-    return reason(error)
+    return reason(error, deadline)
