@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from mr.fs.tree import Draft, Kind, Parts, Stat, Tree, link_refused
+from mr.fs.tree import Draft, Kind, Parts, Stat, Tree, irregular, link_refused
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Without O_NONBLOCK somebody's pipe would be waited at.
@@ -168,23 +168,19 @@ def _open_file(name: str, flags: int, above: int) -> int:
         fd = os.open(name, flags | _FILE, 0o666, dir_fd=above)
     except OSError as error:
         if error.errno == errno.ENXIO:
-            raise _irregular() from None
+            raise irregular() from None
         raise _link_error(name, above, error) from None
     try:
         mode = os.fstat(fd).st_mode
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not stat.S_ISREG(mode):
-            raise _irregular()
+            raise irregular()
         os.set_blocking(fd, True)
     except BaseException:
         os.close(fd)
         raise
     return fd
-
-
-def _irregular() -> OSError:
-    return OSError(errno.EINVAL, "It is neither a file nor a directory")
 
 
 def _link_error(name: str, above: int, error: OSError) -> OSError:

@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import IO, Any, BinaryIO, Literal, cast
 
 from mr.fs.paths import parts_of
-from mr.fs.tree import Parts, Stat, Tree, link_refused
+from mr.fs.tree import Parts, Stat, Tree, irregular, link_refused
 from mr.fs.writers import BinaryWriter, TextWriter, Unfinished, WholeFile
 
 AnyPath = str | os.PathLike[str]
@@ -280,6 +280,8 @@ class Folder:
         found = self._look(place)
         if found.is_directory:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not found.is_file:
+            raise irregular()
         return found
 
     def _is_there(self, place: Parts) -> bool:

@@ -17,6 +17,11 @@ def link_refused() -> PermissionError:
     return PermissionError(errno.EACCES, "It is a symbolic link, and links are not followed")
 
 
+def irregular() -> OSError:
+    """What is raised where something is a pipe, a device or the like."""
+    return OSError(errno.EINVAL, "It is neither a file nor a directory")
+
+
 class Stat(NamedTuple):
     """What is known of one name. ``size`` is in bytes, 0 but for files; ``modified`` in seconds since 1970."""
 
