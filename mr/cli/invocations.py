@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import cast
+from typing import Literal
 
 import click
 
-from mr.cli import output
-from mr.cli.edge import Command, platform, say, store
-from mr.cli.requests import find, show_tree
-from mr.errors import InvalidInput, InvocationNotFound
+from mr.cli import output, traces
+from mr.cli.edge import Command, store
+from mr.cli.requests import find
+from mr.errors import InvocationNotFound
 from mr.model import ids, keys
 from mr.model.entities import Invocation, decode
 
@@ -39,23 +38,27 @@ def get(workflow: str, invocation_id: str) -> None:
 @click.command(cls=Command, example="$ mr_get_invocation_graph words last")
 @click.argument("workflow")
 @click.argument("request_id")
-def graph(workflow: str, request_id: str) -> None:
-    """Print the tree of a request as JSON, with the beginnings of its data; `last` is the newest of the workflow."""
-    from mr.trace import tree
+@click.option("--whole", "is_whole", is_flag=True, help="Cut nothing, however long it is.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def graph(workflow: str, request_id: str, is_whole: bool, as_json: bool) -> None:
+    """Print the tree of a request with its data, long data cut; `last` is the newest of the workflow."""
+    opened = store()
+    request = find(opened, workflow, request_id)
+    below = traces.below_of(request, request_id)
+    traces.show_tree(opened, request, below, as_json=as_json, with_data=True, is_whole=is_whole)
 
-    opened = platform()
-    request = find(opened.store, workflow, request_id)
-    found = tree.load(opened.store, workflow, request.request_id, data=True, read_dataset=opened.read_dataset)
-    output.document(tree.as_json(found))
 
-
-@click.command(cls=Command, example="$ mr_get_invocation_flat_list words last")
+@click.command(cls=Command, example="$ mr_get_invocation_flat_list words last | grep '  failed  '")
 @click.argument("workflow")
 @click.argument("request_id")
 def flat_list(workflow: str, request_id: str) -> None:
-    """Print every invocation of a request, indented, one a line; `last` is the newest of the workflow."""
+    """Print every invocation of a request, one a line, indented; `last` is the newest of the workflow.
+
+    Columns: ID, step, direction, state, seconds, attempt, children, worker and error; `-` where there is nothing.
+    """
     opened = store()
-    show_tree(find(opened, workflow, request_id), opened, as_json=False, is_flat=True)
+    request = find(opened, workflow, request_id)
+    traces.show_flat(opened, request, traces.below_of(request, request_id))
 
 
 @click.command(cls=Command, example="$ mr_draw_invocation_graph words last --format svg -o request.svg")
@@ -70,23 +73,7 @@ def flat_list(workflow: str, request_id: str) -> None:
     help="svg and png need graphviz; dot is what it draws them from.",
 )
 @click.option("-o", "--output", "path", metavar="FILE", type=click.Path(path_type=Path), help="Write to that file.")
-def draw(workflow: str, request_id: str, fmt: str, path: Path | None) -> None:
+def draw(workflow: str, request_id: str, fmt: Literal["svg", "png", "dot"], path: Path | None) -> None:
     """Draw the invocations of a request; `last` is the newest of the workflow."""
-    from mr.trace import drawing, tree
-
-    if path is None and fmt == "png" and sys.stdout.isatty():
-        raise click.UsageError("A PNG is not for a terminal: give -o FILE.")
     opened = store()
-    request = find(opened, workflow, request_id)
-    source = drawing.dot(tree.load(opened, workflow, request.request_id))
-    data = source.encode("utf-8", "replace")
-    if fmt != "dot":
-        data = drawing.render(source, cast("drawing.Format", fmt))
-    if path is None:
-        click.echo(data, nl=False)
-        return
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise InvalidInput(f"{path} cannot be written: {error.strerror}. Choose another file.") from error
-    say(f"Wrote {path}, {len(data):,} bytes.")
+    traces.draw(opened, find(opened, workflow, request_id), fmt, path)

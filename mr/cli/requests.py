@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mr.cli import output
-from mr.cli.edge import Command, Group, config, is_terminal, platform, say, store
+from mr.cli.edge import Command, Group, config, platform, say, store
 from mr.errors import InvalidInput, RequestExpired, RequestNotFound
 from mr.kv.base import Store
 from mr.model import catalog, ids, keys
@@ -162,26 +162,6 @@ _limit_option = click.option(
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-def show_tree(request: Request, opened: Store, *, as_json: bool, is_flat: bool) -> None:
-    from mr.trace import text, tree
-
-    found = tree.load(opened, request.workflow_name, request.request_id)
-    if as_json:
-        output.document(tree.as_json(found))
-    elif is_flat:
-        for line in text.flat(found):
-            click.echo(line)
-    elif is_terminal():
-        from rich.console import Console
-
-        # Rich knows of NO_COLOR and of terminals that have no colours.
-        console = Console()
-        click.echo(text.render(found, console.width, is_colored=console.color_system is not None), nl=False, color=True)
-    else:
-        click.echo(text.render(found), nl=False)
-    _tell_waiting(opened, request)
-
-
 def _tell_waiting(opened: Store, request: Request) -> None:
     """Says on standard error what keeps the request, where that is a capability that nobody has."""
     if request.is_done:
@@ -220,17 +200,47 @@ def get(where: tuple[str, ...]) -> None:
     _tell_waiting(opened, request)
 
 
-@group.command("tree", example="$ jobx request tree last")
+@group.command("tree", example="$ jobx request tree last\n$ jobx request tree last --data")
 @_where
 @click.option("--flat", "is_flat", is_flag=True, help="A line an invocation, none folded.")
+@click.option("--data", "with_data", is_flag=True, help="Show what went in and out of each invocation, long data cut.")
+@click.option("--whole", "is_whole", is_flag=True, help="With --data: cut nothing.")
 @_json_option
-def show(where: tuple[str, ...], is_flat: bool, as_json: bool) -> None:
+def show(where: tuple[str, ...], is_flat: bool, with_data: bool, is_whole: bool, as_json: bool) -> None:
     """Show the invocations of a request as a tree; `last` is the newest.
 
-    More than eight invocations of one parent are folded to one line.
+    More than eight invocations of one parent are folded to one line. Of one that failed it is said first why. The ID of
+    an invocation shows that one and what is below it.
     """
+    if is_flat and (with_data or as_json):
+        raise click.UsageError("--flat has no data, and is no JSON: leave it out, or the others.")
+    if is_whole and not with_data:
+        raise click.UsageError("--whole says how much of the data is shown: give --data, too.")
+    from mr.cli import traces
+
     opened = store()
-    show_tree(find_where(opened, where), opened, as_json=as_json, is_flat=is_flat)
+    request = find_where(opened, where)
+    below = traces.below_of(request, where[-1])
+    if is_flat:
+        traces.show_flat(opened, request, below)
+    else:
+        traces.show_tree(opened, request, below, as_json=as_json, with_data=with_data, is_whole=is_whole)
+    _tell_waiting(opened, request)
+
+
+@group.command("why", example="$ jobx request why last")
+@_where
+@_json_option
+def why(where: tuple[str, ...], as_json: bool) -> None:
+    """Tell why a request failed: the way to the invocation that did, its error, line, traceback and output.
+
+    `last` is the newest request. Exits with 1 where nothing failed.
+    """
+    from mr.cli import traces
+
+    opened = store()
+    if not traces.show_why(opened, find_where(opened, where), as_json=as_json):
+        raise click.exceptions.Exit(1)
 
 
 @group.command("cancel", example="$ jobx request cancel words last")

@@ -7,20 +7,22 @@ few samples kept, and everything else forgotten.
 
 from __future__ import annotations
 
+import time
 from array import array
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from mr.errors import RequestNotFound
+from mr.errors import InvocationNotFound, RequestNotFound
 from mr.kv.base import Store
 from mr.model import ids, keys
 from mr.model.entities import Direction, Invocation, Record, Request, decode
-from mr.model.records import Dataset, Done, Seal
+from mr.model.records import Seal
+from mr.trace import data as datasets
+from mr.trace.data import PREVIEW, Cut, Preview, ReadDataset, inline
 
 FOLD = 8
 """More invocations than that of one parent are folded."""
@@ -28,17 +30,12 @@ SAMPLES = 3
 FAILING = 20
 """How many failing invocations of a folded group are kept one by one."""
 KEPT = 2000
-"""Above so many kept invocations below one group it is folded, however narrow it is."""
+"""Above so many kept invocations below one group it is folded, however narrow it is, unless told otherwise."""
 
-PREVIEW_PAIRS = 10
-PREVIEW_CHARACTERS = 400
-PREVIEW_BYTES = 4 * 1024 * 1024
-"""Datasets beyond that are not read for a preview."""
+KEYS = 50
+"""For how many that failed the key of their argument is looked up."""
 
 _PAGE = 200
-
-ReadDataset = Callable[[Dataset], "list[bytes] | None"]
-"""The pieces of a dataset, each JSON text of a list of pairs; None where its file is gone."""
 
 R = TypeVar("R", bound=Record)
 
@@ -51,15 +48,6 @@ class Times(NamedTuple):
     longest: float
 
 
-@dataclass(frozen=True)
-class Preview:
-    """The beginning of a dataset. ``pairs`` are the first ones, JSON; ``bytes`` is the size of all ``count``."""
-
-    count: int
-    bytes: int
-    pairs: list[Any]
-
-
 @dataclass
 class Node:
     """One invocation that is kept, with what is below it: its children, then its reduces, each a group."""
@@ -68,8 +56,11 @@ class Node:
     seal: Seal | None = None
     groups: list[Group] = field(default_factory=list)
     data: dict[str, Preview] | None = None
+    key: str | None = None
+    """JSON text of the key that a child which failed was given."""
     size: int = 1
     """Kept invocations from here down."""
+    room: int = KEPT
 
     @property
     def is_failing(self) -> bool:
@@ -110,6 +101,8 @@ class Group:
     is_folded: bool = False
     nodes: list[Node] = field(default_factory=list)
     below: list[Group] = field(default_factory=list)
+    room: int = KEPT
+    """Above so many kept invocations below it the group is folded."""
     _seconds: array[float] = field(default_factory=lambda: array("d"), repr=False)
     _size: int = 0
     _kept: Counter[bool] = field(default_factory=Counter, repr=False)
@@ -136,14 +129,14 @@ class Group:
             _merge(self.below, group)
             group.close()
         self._keep(node)
-        if not self.is_folded and (len(self.nodes) > FOLD or self._size > KEPT):
+        if not self.is_folded and (len(self.nodes) > FOLD or self._size > self.room):
             self.fold()
 
     def _keep(self, node: Node) -> None:
         is_failing = node.is_failing
         if self.is_folded:
             kept = self._kept[is_failing]
-            has_room = self._size + node.size <= KEPT
+            has_room = self._size + node.size <= self.room
             # One that fails is always shown, or nobody would find it.
             if kept >= (FAILING if is_failing else SAMPLES) or not (has_room or (is_failing and not kept)):
                 return
@@ -173,45 +166,63 @@ class Group:
 
 @dataclass(frozen=True)
 class Tree:
-    """A request and its invocations. ``root`` is None where they are gone already.
+    """A request and its invocations, or those from ``below`` one of them. ``root`` is None where they are gone already.
 
-    ``walk`` lists every invocation from the store, unfolded, each before those below it.
+    ``states`` counts all invocations, also those that nobody has begun; ``now`` is when this was read, in seconds since
+    the epoch.
     """
 
     request: Request
     root: Node | None
-    total: int
-    """All invocations, also those that nobody has begun."""
-    walk: Callable[[], Iterator[Invocation]] = field(repr=False)
+    states: Counter[str]
+    now: float
+    below: str | None = None
+
+    @property
+    def total(self) -> int:
+        return sum(self.states.values())
 
 
 def load(
-    store: Store, workflow: str, request_id: str, *, data: bool = False, read_dataset: ReadDataset | None = None
+    store: Store,
+    workflow: str,
+    request_id: str,
+    *,
+    below: str | None = None,
+    kept: int = KEPT,
+    data: bool = False,
+    cut: Cut = PREVIEW,
+    read_dataset: ReadDataset = inline,
 ) -> Tree:
-    """The tree of a request, as far as it has come.
+    """The tree of a request, as far as it has come, or that from the invocation ``below`` on.
 
-    With ``data`` every kept invocation gets previews of its datasets; those in files need ``read_dataset``.
+    About ``kept`` invocations are kept one by one. With ``data`` every one of them gets its datasets, as much as
+    ``cut`` says; those in files need ``read_dataset``.
 
     :raises RequestNotFound: there is no such request.
+    :raises InvocationNotFound: nothing is there to begin below.
     """
     key = keys.request(workflow, request_id)
     [entry] = store.get([key])
+    now = time.time()
     if entry is None:
         raise RequestNotFound("request", request_id, f"It is none of the workflow {workflow!r}, or was removed.")
     request = decode(Request, key, entry.value)
-    rows = _rows(store, workflow, request_id)
-    root = _build(((as_it_ended(record), seal) for record, seal in rows) if request.is_done else rows)
-    if root is not None and request.is_done:
-        _end(root.groups)
-    if root is not None and data:
-        _attach(store, root, None, read_dataset or _inline)
-
-    def walk() -> Iterator[Invocation]:
-        for _, record in _entries(store, keys.invocation(workflow, request_id, ""), Invocation):
-            yield as_it_ended(record) if request.is_done else record
-
-    total = 0 if root is None else 1 + sum(map(_count, root.groups))
-    return Tree(request, root, total, walk)
+    rows = _rows(store, workflow, request_id, below)
+    if request.is_done:
+        rows = ((as_it_ended(record), seal) for record, seal in rows)
+    root = _build(rows, below or request.invocation_id, kept)
+    states: Counter[str] = Counter()
+    if root is not None:
+        if request.is_done:
+            _end(root.groups)
+        states[root.record.state] += 1
+        for group in root.groups:
+            _add_states(states, group)
+        _attach(store, root, _seal_of_parent(store, root.record), _Wanted(data, cut, read_dataset))
+    elif below is not None:
+        raise InvocationNotFound("invocation", below, "What nobody has begun, or what was removed, has no record.")
+    return Tree(request, root, states, now, below)
 
 
 def as_it_ended(record: Invocation) -> Invocation:
@@ -243,25 +254,30 @@ def seconds_of(record: Invocation | Request) -> float | None:
 # --- building --------------------------------------------------------------------------------------------------
 
 
-def _entries(store: Store, prefix: str, kind: type[R]) -> Iterator[tuple[str, R]]:
+def _entries(store: Store, prefix: str, kind: type[R], below: str | None) -> Iterator[tuple[str, R]]:
+    """The identifiers of invocations and what is stored of each: of all, or of that one and everything below it."""
     after = ""
-    while page := store.list(prefix, after=after, limit=_PAGE):
+    while page := store.list(f"{prefix}{below or ''}", after=after, limit=_PAGE):
         for entry in page:
-            yield entry.key[len(prefix) :], decode(kind, entry.key, entry.value)
+            invocation_id = entry.key[len(prefix) :]
+            # A dot comes before all that may follow in the identifier of another one that begins alike.
+            if below is not None and invocation_id != below and not invocation_id.startswith(f"{below}."):
+                return
+            yield invocation_id, decode(kind, entry.key, entry.value)
         after = page[-1].key
 
 
-def _rows(store: Store, workflow: str, request_id: str) -> Iterator[tuple[Invocation, Seal | None]]:
+def _rows(store: Store, workflow: str, request_id: str, below: str | None) -> Iterator[tuple[Invocation, Seal | None]]:
     """Every invocation with its seal: both are listed in the same order, so a page of each is held."""
-    seals = _entries(store, keys.seal(workflow, request_id, ""), Seal)
+    seals = _entries(store, keys.seal(workflow, request_id, ""), Seal, below)
     sealed = next(seals, None)
-    for invocation_id, record in _entries(store, keys.invocation(workflow, request_id, ""), Invocation):
+    for invocation_id, record in _entries(store, keys.invocation(workflow, request_id, ""), Invocation, below):
         while sealed is not None and sealed[0] < invocation_id:
             sealed = next(seals, None)
         yield record, sealed[1] if sealed is not None and sealed[0] == invocation_id else None
 
 
-def _build(rows: Iterator[tuple[Invocation, Seal | None]]) -> Node | None:
+def _build(rows: Iterator[tuple[Invocation, Seal | None]], top: str, kept: int) -> Node | None:
     path: list[Node] = []
     root: Node | None = None
     for record, seal in rows:
@@ -271,9 +287,9 @@ def _build(rows: Iterator[tuple[Invocation, Seal | None]]) -> Node | None:
             _close(path)
         if path:
             if _belongs(record, path[-1]):
-                path.append(Node(record, seal))
-        elif root is None and ids.is_root(record.invocation_id):
-            root = Node(record, seal)
+                path.append(Node(record, seal, room=kept))
+        elif root is None and record.invocation_id == top:
+            root = Node(record, seal, room=kept)
             path.append(root)
     while path:
         _close(path)
@@ -313,7 +329,7 @@ def _group(node: Node, step_name: str, direction: Direction) -> Group:
     for group in node.groups:
         if group.direction == direction and group.step_name == step_name:
             return group
-    group = Group(step_name, direction)
+    group = Group(step_name, direction, room=node.room)
     node.groups.append(group)
     return group
 
@@ -346,100 +362,66 @@ def _place(invocation_id: str) -> int:
     return ids.partition_of(invocation_id) if ids.is_reduce(invocation_id) else ids.slot_of(invocation_id)
 
 
-def _count(group: Group) -> int:
-    if group.is_folded:
-        return group.total + sum(map(_count, group.below))
-    return group.total + sum(_count(inner) for node in group.nodes for inner in node.groups)
+def _add_states(states: Counter[str], group: Group) -> None:
+    states.update(group.states)
+    for inner in group.below if group.is_folded else [inner for node in group.nodes for inner in node.groups]:
+        _add_states(states, inner)
 
 
 # --- data ------------------------------------------------------------------------------------------------------
 
 
-def _inline(dataset: Dataset) -> list[bytes] | None:
-    return [bytes(dataset.pairs)] if dataset.file is None else None
+@dataclass
+class _Wanted:
+    data: bool
+    cut: Cut
+    read_dataset: ReadDataset
+    keys: int = KEYS
 
 
-def _attach(store: Store, node: Node, parent: Node | None, read_dataset: ReadDataset) -> None:
-    record = node.record
-    at = (record.workflow_name, record.request_id, record.invocation_id)
-    if record.direction == "map":
-        named = (keys.dataset(*at, "arguments"), keys.dataset(*at, "post_combine"), keys.done(*at))
-    else:
-        named = ("", "", keys.done(*at))
-    found = {entry.key: entry for entry in store.get([key for key in named if key]) if entry is not None}
-    node.data = {}
-    if record.direction == "map" and parent is not None and parent.seal is not None:
-        _attach_argument(store, node, parent.seal, read_dataset)
-    for name, key in zip(("arguments", "post_combine"), named, strict=False):
-        if key in found:
-            node.data[name] = _preview(decode(Dataset, key, found[key].value), read_dataset)
-    if named[2] in found:
-        output = decode(Done, named[2], found[named[2]].value).output
-        if output is not None:
-            node.data["post_reduce"] = _preview(output, read_dataset)
-    for group in node.groups:
-        for child in group.nodes:
-            _attach(store, child, node, read_dataset)
-
-
-def _attach_argument(store: Store, node: Node, seal: Seal, read_dataset: ReadDataset) -> None:
-    """A child's argument is one pair out of a chunk of its parent's."""
-    record = node.record
-    slot = ids.slot_of(record.invocation_id)
-    number = bisect_right(seal.bounds, slot) - 1
-    parent_id = ids.parent_of(record.invocation_id)
-    key = keys.chunk(record.workflow_name, record.request_id, parent_id, seal.nonce, number)
+def _seal_of_parent(store: Store, record: Invocation) -> Seal | None:
+    if ids.is_root(record.invocation_id) or record.direction == "reduce":
+        return None
+    key = keys.seal(record.workflow_name, record.request_id, ids.parent_of(record.invocation_id))
     [entry] = store.get([key])
-    if entry is None or node.data is None:
-        return
-    dataset = decode(Dataset, key, entry.value)
-    pairs = _pairs(dataset, read_dataset, slot - seal.bounds[number] + 1)
-    if len(pairs) > slot - seal.bounds[number]:
-        pair = pairs[-1]
-        node.data["arguments"] = Preview(1, len(bytes(pair)), [_shortened(pair)])
+    return None if entry is None else decode(Seal, key, entry.value)
 
 
-def _preview(dataset: Dataset, read_dataset: ReadDataset) -> Preview:
-    pairs = _pairs(dataset, read_dataset, PREVIEW_PAIRS)
-    return Preview(dataset.count, dataset.bytes, [_shortened(pair) for pair in pairs])
-
-
-def _pairs(dataset: Dataset, read_dataset: ReadDataset, most: int) -> list[msgspec.Raw]:
-    """The first pairs of a dataset; none where it is gone, or too large to be read for this."""
-    if dataset.bytes > PREVIEW_BYTES:
-        return []
-    pairs: list[msgspec.Raw] = []
-    for piece in read_dataset(dataset) or []:
-        pairs += msgspec.json.decode(piece, type=list[msgspec.Raw])[: most - len(pairs)]
-        if len(pairs) >= most:
-            break
-    return pairs
-
-
-def _shortened(pair: msgspec.Raw) -> Any:
-    """The pair itself or, where it is long, the beginning of its text."""
-    text = bytes(pair).decode("utf-8", "replace")
-    return msgspec.json.decode(pair) if len(text) <= PREVIEW_CHARACTERS else f"{text[: PREVIEW_CHARACTERS - 1]}…"
+def _attach(store: Store, node: Node, seal_of_parent: Seal | None, wanted: _Wanted) -> None:
+    record = node.record
+    if record.state == "failed" and record.direction == "map" and seal_of_parent is not None and wanted.keys:
+        wanted.keys -= 1
+        pair = datasets.argument_of(store, record, seal_of_parent, wanted.read_dataset)
+        node.key = None if pair is None else datasets.key_of(pair)
+    if wanted.data:
+        node.data = datasets.previews(store, record, seal_of_parent, wanted.read_dataset, wanted.cut)
+    for group in node.groups:
+        if wanted.data or group.failing:
+            for child in group.nodes:
+                _attach(store, child, node.seal, wanted)
 
 
 # --- as JSON ---------------------------------------------------------------------------------------------------
 
 
 def as_json(tree: Tree) -> dict[str, Any]:
-    """``{"request": {…}, "total": N, "root": node}``, for ``json.dumps``.
+    """``{"request": {…}, "total": N, "states": {…}, "root": node}``, for ``json.dumps``.
 
-    A node has the fields of its invocation, ``seconds``, with data ``data`` (dataset name to ``count``, ``bytes`` and
-    the first ``pairs``), and ``groups``; a group ``step_name``, ``direction``, ``total``, ``states``, ``failing``,
-    ``times`` (``p50``, ``p90``, ``longest`` in seconds, or null), ``is_folded``, ``nodes`` and ``below`` (groups
-    without nodes).
+    A node has the fields of its invocation, ``seconds``, ``key`` (of a child that failed: JSON text), with data
+    ``data`` (dataset name to ``count``, ``bytes``, the first ``pairs`` and ``cut``, see Preview), and ``groups``; a
+    group ``step_name``, ``direction``, ``total``, ``states``, ``failing``, ``times`` (``p50``, ``p90``, ``longest`` in
+    seconds, or null), ``is_folded``, ``nodes`` and ``below`` (groups without nodes).
     """
     root = None if tree.root is None else _node_as_json(tree.root)
-    return {"request": msgspec.to_builtins(tree.request), "total": tree.total, "root": root}
+    states = dict(sorted(tree.states.items()))
+    return {"request": msgspec.to_builtins(tree.request), "total": tree.total, "states": states, "root": root}
 
 
 def _node_as_json(node: Node) -> dict[str, Any]:
     shown: dict[str, Any] = msgspec.to_builtins(node.record)
     shown["seconds"] = node.seconds
+    if node.key is not None:
+        shown["key"] = node.key
     if node.data is not None:
         shown["data"] = {name: asdict(preview) for name, preview in node.data.items()}
     shown["groups"] = [_group_as_json(group) for group in node.groups]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import msgspec
 
 from mr.kv.base import Store
 from mr.model import ids, keys
 from mr.model.entities import Direction, Failure, Handler, Invocation, InvocationState, Request, decode
 from mr.model.places import Place, place_of
 from mr.model.records import FailedChild, Manifest, Seal
+from mr.trace.data import ReadDataset, argument_of, inline, key_of
 
 TAIL_LINES = 20
 TAIL_CHARACTERS = 4000
@@ -29,22 +33,30 @@ class Stop:
     number: int | None = None
     siblings: int | None = None
 
+    def __str__(self) -> str:
+        """``region map 3 (one of 10,000)``."""
+        number = "" if self.number is None else f" {self.number}"
+        among = "" if self.siblings is None else f" (one of {self.siblings:,})"
+        return f"{self.step_name} {self.direction}{number}{among}"
+
 
 @dataclass(frozen=True)
 class Why:
     """What is known of a failure.
 
     ``failure`` is None where nothing failed, or what did is gone. ``path`` leads from the root to the invocation that
-    failed first: below a parent that had more failing children than it tolerates it is one of them, and ``summary``
-    says what the parent says. ``stdout`` and ``stderr`` are the ends of what the handler printed. ``is_tolerated``: the
-    request did not fail with it.
+    failed first: below a parent that had more failing children than it tolerates it is one of them, and ``told`` is
+    what is said of the parent, or the same as ``failure``. ``key`` is the JSON text of the key that it was given, where
+    that is known. ``stdout`` and ``stderr`` are the ends of what the handler printed. ``is_tolerated``: the request did
+    not fail with it.
     """
 
     request: Request
     path: list[Stop] = field(default_factory=list)
     failure: Failure | None = None
-    summary: str = ""
+    told: Failure | None = None
     place: Place | None = None
+    key: str | None = None
     handler_name: str = ""
     attempt: int = 0
     attempts: int = 0
@@ -57,6 +69,13 @@ class Why:
     """What shows more of it."""
 
     @property
+    def summary(self) -> str:
+        """What the parent says that failed with more than this; empty where there is none."""
+        if self.told is None or self.told == self.failure:
+            return ""
+        return f"{self.told.exception_type}: {self.told.exception_message}"
+
+    @property
     def invocation_id(self) -> str | None:
         return self.path[-1].invocation_id if self.path else None
 
@@ -66,10 +85,10 @@ def look_of(request_id: str) -> str:
     return f"jobx request why {request_id}"
 
 
-def explain(store: Store, request: Request) -> Why:
+def explain(store: Store, request: Request, read_dataset: ReadDataset = inline) -> Why:
     """Why it failed; of one that did not fail, a failure that it tolerated or is about to repeat, if there is one.
 
-    Reads a few records, however large the request is.
+    Reads a few records, however large the request is. ``read_dataset`` finds the key also among many in a file.
 
     :raises StoreUnavailable: it cannot be told now.
     """
@@ -77,26 +96,25 @@ def explain(store: Store, request: Request) -> Why:
     record = None if first is None else _invocation(store, request, first)
     if record is None or record.error is None:
         return Why(request, commands=_commands(request, None))
-    summary = ""
+    told = record.error
     while (below := _below(store, request, record)) is not None:
-        if below.direction == "map":
-            summary = summary or f"{record.error.exception_type}: {record.error.exception_message}"
         record = below
-        assert record.error is not None
-    return _why(store, request, record, summary)
+    return _why(store, request, record, told, read_dataset)
 
 
-def _why(store: Store, request: Request, record: Invocation, summary: str) -> Why:
+def _why(store: Store, request: Request, record: Invocation, told: Failure, read_dataset: ReadDataset) -> Why:
     failure = record.error
-    assert failure is not None
     manifest = _manifest(store, request)
     step = None if manifest is None else manifest.steps.get(record.step_name)
+    path, key = _path(store, request, record, read_dataset)
+    assert failure is not None
     return Why(
         request,
-        path=_path(store, request, record),
+        path=path,
         failure=failure,
-        summary=summary,
+        told=told,
         place=_place(store, request, manifest, failure),
+        key=key,
         handler_name=failure.handler_name,
         attempt=failure.attempt,
         attempts=0 if step is None else step.max_attempts,
@@ -161,21 +179,30 @@ def _reduces(store: Store, request: Request, record: Invocation) -> Iterator[Inv
                 yield decode(Invocation, entry.key, entry.value)
 
 
-def _path(store: Store, request: Request, record: Invocation) -> list[Stop]:
+def _path(
+    store: Store, request: Request, record: Invocation, read_dataset: ReadDataset
+) -> tuple[list[Stop], str | None]:
+    """The way to it, and the key that its map invocation was given."""
     workflow, request_id = request.workflow_name, request.request_id
     map_id = ids.map_of(record.invocation_id)
     above = ids.ancestors_of(map_id)[::-1]
-    names = [*above, *([map_id] if map_id != record.invocation_id else [])]
+    names = [*above, map_id]
     entries = store.get([keys.invocation(workflow, request_id, name) for name in names])
-    seals = store.get([keys.seal(workflow, request_id, name) for name in above])
-    children = {
-        name: decode(Seal, entry.key, entry.value).children
-        for name, entry in zip(above, seals, strict=True)
+    found = store.get([keys.seal(workflow, request_id, name) for name in above])
+    seals = {
+        name: decode(Seal, entry.key, entry.value)
+        for name, entry in zip(above, found, strict=True)
         if entry is not None
     }
     records = [decode(Invocation, entry.key, entry.value) for entry in entries if entry is not None]
     partitions = next((one.partitions for one in records if one.invocation_id == map_id), None)
-    return [_stop(one, children, partitions) for one in (*records, record)]
+    children = {name: seal.children for name, seal in seals.items()}
+    if record.direction == "reduce":
+        records.append(record)
+    pair = None
+    if record.direction == "map" and above and (seal := seals.get(above[-1])) is not None:
+        pair = argument_of(store, record, seal, read_dataset)
+    return [_stop(one, children, partitions) for one in records], None if pair is None else key_of(pair)
 
 
 def _stop(record: Invocation, children: dict[str, int], partitions: int | None) -> Stop:
@@ -220,3 +247,13 @@ def _tail(text: str) -> str:
     lines = text.rstrip("\n").splitlines()
     tail = "\n".join(lines[-TAIL_LINES:])[-TAIL_CHARACTERS:]
     return f"…\n{tail}" if len(tail) < len(text.rstrip("\n")) else tail
+
+
+def as_json(why: Why) -> dict[str, Any]:
+    """All of it, for ``json.dumps``; records as they are stored."""
+    shown = {name: value for name, value in vars(why).items() if name not in ("path", "place", "request")}
+    shown["place"] = None if why.place is None else str(why.place)
+    shown["source_line"] = None if why.place is None else why.place.source_line
+    shown["path"] = [asdict(stop) for stop in why.path]
+    found: dict[str, Any] = msgspec.to_builtins({"request": why.request, **shown})
+    return found

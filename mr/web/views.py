@@ -15,9 +15,9 @@ from mr.errors import InvalidInput, TooLarge
 from mr.model import ids
 from mr.model.entities import Request
 from mr.results import texts
-from mr.trace import drawing
+from mr.trace import drawing, graphviz
 from mr.trace.text import render as render_tree
-from mr.trace.tree import Tree
+from mr.trace.tree import KEPT, Tree
 from mr.trace.tree import as_json as tree_as_json
 from mr.trace.tree import load as load_tree
 from mr.web import events, openapi, pages, waiting
@@ -29,7 +29,7 @@ from mr.web.problems import WaitedTooLong
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 HTML = "text/html"
-FORMS: dict[drawing.Format, str] = {"svg": "image/svg+xml", "png": "image/png"}
+FORMS: dict[graphviz.Format, str] = {"svg": "image/svg+xml", "png": "image/png"}
 DRAWINGS = {kind: form for form, kind in FORMS.items()}
 
 LINKS = {"result": "result", "events": "events", "tree": "tree", "drawing": "graph.svg"}
@@ -141,18 +141,18 @@ class Views:
         with_data = read_truth("data", request.args.get("data", "false"))
         return as_json(tree_as_json(self._tree(found, with_data)))
 
-    def graph(self, workflow: str, request_id: str, form: drawing.Format | Literal["dot"]) -> Response:
+    def graph(self, workflow: str, request_id: str, form: graphviz.Format | Literal["dot"]) -> Response:
         return self._drawing(self._request(workflow, request_id), form)
 
-    def _drawing(self, found: Request, form: drawing.Format | Literal["dot"]) -> Response:
-        text = drawing.dot(self._tree(found))
+    def _drawing(self, found: Request, form: graphviz.Format | Literal["dot"]) -> Response:
+        text = drawing.dot(self._tree(found, kept=drawing.KEPT))
         if form == "dot":
             return Response(text, content_type="text/vnd.graphviz; charset=utf-8")
         return Response(
-            drawing.render(text, form), content_type=FORMS[form], headers={"Content-Security-Policy": POLICY}
+            graphviz.render(text, form), content_type=FORMS[form], headers={"Content-Security-Policy": POLICY}
         )
 
-    def _tree(self, found: Request, with_data: bool = False) -> Tree:
+    def _tree(self, found: Request, with_data: bool = False, kept: int = KEPT) -> Tree:
         platform = self._front.platform
 
         def load() -> Tree:
@@ -161,7 +161,8 @@ class Views:
                 found.workflow_name,
                 found.request_id,
                 data=with_data,
-                read_dataset=platform.read_dataset if with_data else None,
+                kept=kept,
+                read_dataset=platform.read_dataset,
             )
 
         return aside(platform.store.local, load)

@@ -1,49 +1,23 @@
-"""What people see of a tree: in a terminal, in a pipe, and drawn."""
+"""What people see of a tree: in a terminal, and in a pipe."""
 
 from __future__ import annotations
 
-import shutil
-import xml.etree.ElementTree
-from pathlib import Path
+import dataclasses
+from functools import partial
 
 import pytest
-from trace_requests import WORKFLOW, Story, failed
+from trace_requests import BEGAN, NONCE, WORKFLOW, Story, fail_child, failed, found_request, load, shop
 
-from mr.errors import DrawingFailed, GraphvizMissing
+from mr.errors import InvocationNotFound
 from mr.kv.memory import MemoryStore
-from mr.model import ids
-from mr.trace import drawing, text, tree
-
-SVG = "{http://www.w3.org/2000/svg}"
-
-needs_dot = pytest.mark.skipif(
-    shutil.which("dot") is None, reason="needs graphviz; on Debian and Ubuntu: apt-get install graphviz"
-)
+from mr.model import ids, keys
+from mr.trace import flat, reasons, text, tree, why
+from mr.trace.data import WHOLE
 
 
 @pytest.fixture
 def story() -> Story:
     return Story(MemoryStore())
-
-
-def load(story: Story) -> tree.Tree:
-    return tree.load(story.store, WORKFLOW, story.tell())
-
-
-def shop(story: Story, children: int = 2) -> None:
-    story.invocation(story.root, "regions", mapped_count=children, took=1.5)
-    story.seal(story.root, "region", children)
-    for slot in range(children):
-        story.leaf(story.child(story.root, slot), "region", took=0.02)
-    story.invocation(ids.reduce_of(story.root, 0), "regions")
-    story.request(state="done")
-
-
-def fail_child(story: Story, slot: int, message: str = "division by zero") -> None:
-    child = story.child(story.root, slot)
-    story.failure(child, "region", message)
-    story.records.pop(f"entities/invocation/{WORKFLOW}/{story.id}/{ids.reduce_of(child, 0)}")
-    story.request(state="failed", failed_invocation_id=child)
 
 
 # --- text ------------------------------------------------------------------------------------------------------
@@ -84,7 +58,7 @@ def test_the_failing_one_of_many_is_named_under_their_line(story: Story) -> None
     shop(story, children=40)
     fail_child(story, 17)
     shown = text.render(load(story))
-    assert "region map x 40: 39 done, 1 failed" in shown
+    assert "region map x 40: 1 failed, 39 done" in shown
     assert "region map 17 failed" in shown
     assert "region map 16" not in shown
 
@@ -92,10 +66,10 @@ def test_the_failing_one_of_many_is_named_under_their_line(story: Story) -> None
 def test_the_same_traceback_is_shown_once(story: Story) -> None:
     shop(story, children=12)
     for slot in (3, 4, 5):
-        fail_child(story, slot)
+        fail_child(story, slot, f"message {slot}")
     shown = text.render(load(story))
-    assert shown.count("shop/orders.py") == 1
-    assert shown.count("traceback as above") == 2
+    assert shown.count('File "shop/orders.py"') == 1
+    assert shown.count("at shop/orders.py:5, as above") == 2
 
 
 def test_a_failed_reduce_tells_its_failure_once(story: Story) -> None:
@@ -123,7 +97,7 @@ def test_what_ran_when_its_request_ended_has_stopped(story: Story) -> None:
 def test_what_a_handler_says_cannot_drive_the_terminal(story: Story) -> None:
     shop(story)
     fail_child(story, 0, "\x1b]0;title\x07 \x1b[2J [bold]x[/bold] \u202e\u2028 :smile:")
-    for shown in (text.render(load(story)), "\n".join(text.flat(load(story)))):
+    for shown in (text.render(load(story)), "\n".join(flat.lines(story.store, found_request(story)))):
         assert "\x1b" not in shown
         assert "\x07" not in shown
         assert "\u202e" not in shown
@@ -146,18 +120,180 @@ def test_a_narrow_terminal_wraps_and_a_pipe_does_not(story: Story) -> None:
     assert any(len(line) > 400 for line in text.render(found).splitlines())
 
 
-def test_the_flat_list_has_every_invocation(story: Story) -> None:
-    shop(story, children=30)
-    fail_child(story, 3)
-    lines = list(text.flat(load(story)))
-    assert len(lines) == 61
-    assert lines[0].startswith(f"{story.root}  regions  map  done")
-    assert all(line.startswith("  ") for line in lines[1:])
-    [failing] = [line for line in lines if "failed" in line]
-    assert failing.startswith(f"  {story.child(story.root, 3)}  region  map  failed")
-    assert "ZeroDivisionError: division by zero" in failing
-    below = [line for line in lines if line.startswith("    ")]
-    assert len(below) == 29
+def test_what_runs_says_for_how_long(story: Story) -> None:
+    story.invocation(story.root, "count", "running")
+    found = dataclasses.replace(load(story), now=BEGAN + 75)
+    assert [line.split(", ")[0] for line in text.render(found).splitlines()] == [
+        f"shop/revenue {story.id}  running for 1 min 15 s",
+        "└── count map running  for 1 min 15 s",
+    ]
+
+
+def test_a_name_is_shown_with_its_request(story: Story) -> None:
+    shop(story)
+    story.request(state="done", name="weekly\nreport")
+    assert text.render(load(story)).startswith(f'shop/revenue {story.id} "weekly report"  done')
+
+
+def test_states_are_counted_where_they_differ(story: Story) -> None:
+    shop(story, children=40)
+    fail_child(story, 17)
+    assert "failed in 2.00 s, 81 invocations: 1 failed, 80 done" in text.render(load(story)).splitlines()[0]
+
+
+def test_what_failed_has_its_key_and_its_id_in_one_piece(story: Story) -> None:
+    shop(story, children=12)
+    child = fail_child(story, 3)
+    story.dataset(keys.chunk(WORKFLOW, story.id, story.root, NONCE, 0), [[f"item-{n}", n] for n in range(12)])
+    lines = text.render(load(story), 40).splitlines()
+    assert any('region map 3 "item-3" failed' in line for line in lines)
+    assert any(line.endswith(child) for line in lines)
+
+
+def test_no_line_ends_between_a_number_and_its_unit(story: Story) -> None:
+    shop(story, children=12)
+    for width in range(30, 100, 7):
+        shown = text.render(load(story), width)
+        assert shown.count("20 ms") == 6
+        assert "\xa0" not in shown
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437"])
+def test_a_terminal_gets_only_characters_that_it_has(story: Story, encoding: str) -> None:
+    shop(story)
+    fail_child(story, 0, "漢字 é…")
+    shown = text.render(load(story), 80, encoding=encoding, head=partial(reasons.brief, why.explain(*story.told())))
+    shown.encode(encoding)
+    assert "\\u6f22\\u5b57" in shown
+    assert "regions map -> region map 0" in shown
+    assert "`-- regions map" in shown
+
+
+def test_a_failure_is_explained_before_the_tree(story: Story) -> None:
+    shop(story, children=40)
+    fail_child(story, 17)
+    shown = text.render(load(story), head=partial(reasons.brief, why.explain(*story.told())))
+    lines = shown.splitlines()
+    assert lines[0].startswith(f"shop/revenue {story.id}  failed")
+    assert lines[1:8] == [
+        "path     regions map → region map 17 (one of 40)",
+        "failed   ZeroDivisionError: division by zero",
+        "where    shop/orders.py:5",
+        "             yield region, amount / 0",
+        "handler  orders",
+        f"more     jobx request why {story.id}",
+        "invocations",
+    ]
+
+
+def test_why_shows_everything_that_is_known(story: Story) -> None:
+    shop(story)
+    child = fail_child(story, 1, "\x1b[2Jno", stdout="printed \x07\n", stderr="warned\n")
+    shown = reasons.render(why.explain(*story.told()))
+    assert "\x1b" not in shown and "\x07" not in shown
+    for line in (
+        "attempt     1",
+        "worker      host-1",
+        f"invocation  {child}",
+        '  File "shop/orders.py", line 5, in mapper',
+        "the end of its output:\nprinted \\x07",
+        "the end of its error output:\nwarned",
+        f"to look further:\n  jobx request tree shop {story.id}",
+    ):
+        assert f"\n{line}" in shown
+
+
+# --- data ------------------------------------------------------------------------------------------------------
+
+
+def with_data(story: Story) -> tuple[str, str]:
+    shop(story)
+    child = story.child(story.root, 1)
+    story.dataset(keys.dataset(WORKFLOW, story.id, story.root, "arguments"), [["days", n] for n in range(25)])
+    story.dataset(keys.chunk(WORKFLOW, story.id, story.root, NONCE, 0), [["north", 1], ["south", "s" * 5000]])
+    story.session(child, {"seen": [1, 2]})
+    story.output(child, [["south", 7]])
+    return story.tell(), child
+
+
+def test_data_is_shown_and_what_is_cut_says_so(story: Story) -> None:
+    request_id, child = with_data(story)
+    shown = text.render(tree.load(story.store, WORKFLOW, request_id, data=True))
+    for part in (
+        "arguments  25 pairs, ",
+        '["days", 9]',
+        "… and 15 more pairs",
+        f"for all of it: jobx request tree {WORKFLOW} {story.root} --data --whole",
+        "sss… cut: it has 5,012 characters",
+        f"for all of it: jobx request tree {WORKFLOW} {child} --data --whole",
+        "session  1 pair, 14 bytes",
+        '["seen", [1, 2]]',
+        "post_reduce  1 pair, 13 bytes",
+        '["south", 7]',
+    ):
+        assert part in shown, part
+    assert '["days", 10]' not in shown
+
+
+def test_whole_data_is_not_cut(story: Story) -> None:
+    request_id, _ = with_data(story)
+    shown = text.render(tree.load(story.store, WORKFLOW, request_id, data=True, cut=WHOLE))
+    assert "s" * 5000 in shown
+    assert '["days", 24]' in shown
+    assert "for all of it" not in shown
+
+
+# --- a part of it ----------------------------------------------------------------------------------------------
+
+
+def test_an_invocation_is_shown_with_what_is_below_it(story: Story) -> None:
+    shop(story, children=12)
+    child = story.child(story.root, 1)
+    found = tree.load(story.store, WORKFLOW, story.tell(), below=child)
+    assert text.render(found).splitlines()[1:] == [
+        "└── region map 1 done  20 ms",
+        "    └── region reduce done  20 ms",
+    ]
+    lines = list(flat.lines(story.store, found_request(story), child))
+    assert [line.split()[0] for line in lines] == [child, f"{child}.r0"]
+    with pytest.raises(InvocationNotFound):
+        tree.load(story.store, WORKFLOW, story.id, below=story.child(story.root, 12))
+
+
+# --- the flat list ---------------------------------------------------------------------------------------------
+
+
+def test_the_flat_list_has_every_invocation_in_columns(story: Story) -> None:
+    shop(story, children=130)
+    failing = fail_child(story, 3)
+    lines = list(flat.lines(story.store, found_request(story)))
+    assert lines[0] == f"{story.root}  regions  map  done  1.500  1  130  host-1  -"
+    below = [line for line in lines if line.startswith("  ") and line[2] != " "]
+    assert [line.split()[0] for line in below] == [story.child(story.root, n) for n in range(130)] + [
+        f"{story.root}.r0"
+    ]
+    assert f"  {failing}  region  map  failed  0.010  1  -  host-1  ZeroDivisionError: division by zero" in lines
+    assert len([line for line in lines if line.startswith("    ")]) == 129
+
+
+def test_the_flat_list_has_every_partition(story: Story) -> None:
+    story.invocation(story.root, "count", partitions=100)
+    for partition in range(100):
+        story.invocation(ids.reduce_of(story.root, partition), "count")
+    lines = list(flat.lines(story.store, found_request(story)))
+    assert [line.split()[0] for line in lines[1:]] == [ids.reduce_of(story.root, n) for n in range(100)]
+
+
+def test_what_did_not_begin_or_does_not_count_has_no_line(story: Story) -> None:
+    story.invocation(story.root, "split", "waiting", mapped_count=3)
+    story.seal(story.root, "region", 3)
+    story.invocation(story.child(story.root, 1), "region", "running")
+    story.invocation(ids.child_of(story.root, "otherone", 0), "region")
+    lines = list(flat.lines(story.store, found_request(story)))
+    assert [line.split()[:4] for line in lines] == [
+        [story.root, "split", "map", "waiting"],
+        [story.child(story.root, 1), "region", "map", "running"],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -166,95 +302,3 @@ def test_the_flat_list_has_every_invocation(story: Story) -> None:
 )
 def test_durations_are_short(seconds: float, shown: str) -> None:
     assert text.duration(seconds) == shown
-
-
-# --- drawings --------------------------------------------------------------------------------------------------
-
-
-def texts(svg: bytes) -> str:
-    root = xml.etree.ElementTree.fromstring(svg)
-    return "\n".join(element.text or "" for element in root.iter(f"{SVG}text"))
-
-
-@needs_dot
-def test_the_drawing_is_an_image_of_every_invocation(story: Story) -> None:
-    shop(story)
-    source = drawing.dot(load(story))
-    svg = drawing.render(source, "svg")
-    boxes = [g for g in xml.etree.ElementTree.fromstring(svg).iter(f"{SVG}g") if g.get("class") == "node"]
-    assert len(boxes) == 7
-    assert drawing.render(source, "png").startswith(b"\x89PNG")
-
-
-def edges(source: str, looks: str) -> int:
-    return sum("->" in line and looks in line for line in source.splitlines())
-
-
-def test_map_reduce_and_storage_edges_are_told_apart(story: Story) -> None:
-    shop(story)
-    source = drawing.dot(load(story))
-    assert edges(source, "#1a73e8") == 2
-    assert edges(source, "style=dashed") == 2
-    # The request's arguments and result, and each child's combined pairs.
-    assert edges(source, "style=dotted") == 4
-
-
-def test_what_failed_brings_no_data(story: Story) -> None:
-    shop(story)
-    for child in (story.child(story.root, 0), ids.reduce_of(story.child(story.root, 0), 0)):
-        story.failure(child, "region", partitions=1)
-    assert edges(drawing.dot(load(story)), "style=dashed") == 1
-
-
-@needs_dot
-def test_a_wide_fan_out_is_one_box_and_what_failed_another(story: Story) -> None:
-    shop(story, children=300)
-    fail_child(story, 123)
-    shown = texts(drawing.render(drawing.dot(load(story)), "svg"))
-    assert "region map x 300: 299 done, 1 failed" in shown
-    assert "ZeroDivisionError: division by zero" in shown
-    assert len(drawing.dot(load(story)).splitlines()) < 25
-
-
-@needs_dot
-@pytest.mark.parametrize(
-    "message",
-    ['"quotes" and \\N \\G \\\\', "a&lt;b &amp; <b>c</b>", "]; evil [label=x", "x\x00y\x1bz", "\udc80", "é漢字" * 50],
-)
-def test_nothing_that_a_handler_says_escapes_its_label(story: Story, message: str) -> None:
-    shop(story)
-    fail_child(story, 0, message if message != "\udc80" else "surrogate")
-    found = load(story)
-    assert found.root is not None
-    assert found.root.children is not None
-    error = found.root.children.nodes[0].record.error
-    assert error is not None
-    svg = drawing.render(drawing.dot(found), "svg")
-    shown = "".join(texts(svg).split())
-    expected = "".join(text.one_line(error.exception_message, 200).split())
-    assert expected.rstrip("…") in shown
-    boxes = [g for g in xml.etree.ElementTree.fromstring(svg).iter(f"{SVG}g") if g.get("class") == "node"]
-    assert len(boxes) == 6
-
-
-def test_without_graphviz_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(GraphvizMissing, match="apt-get install graphviz"):
-        drawing.render("digraph {}", "svg")
-    assert GraphvizMissing.status == 501
-
-
-@needs_dot
-def test_what_graphviz_cannot_draw_is_an_error() -> None:
-    with pytest.raises(DrawingFailed, match="syntax error"):
-        drawing.render("digraph {", "svg")
-
-
-def test_a_drawing_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    slow = tmp_path / "dot"
-    slow.write_text("#!/bin/sh\nexec sleep 60\n")
-    slow.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setattr(drawing, "TIMEOUT_S", 0.2)
-    with pytest.raises(DrawingFailed, match=r"0\.2 s"):
-        drawing.render("digraph {}", "svg")

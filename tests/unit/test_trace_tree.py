@@ -13,6 +13,7 @@ from mr.kv.memory import MemoryStore
 from mr.model import ids, keys
 from mr.model.records import Dataset
 from mr.trace import drawing, text, tree
+from mr.trace.data import PREVIEW
 from mr.trace.tree import Group, Node
 
 
@@ -227,13 +228,14 @@ def test_data_shows_what_went_in_and_out(story: Story) -> None:
     story.output(middle, [["south", 435]])
     found = tree.load(story.store, WORKFLOW, story.tell(), data=True)
     shown = tree.as_json(found)["root"]
-    assert shown["data"]["arguments"] == {"count": 1, "bytes": 9, "pairs": [["a", 1]]}
+    assert shown["data"]["arguments"] == {"count": 1, "bytes": 9, "pairs": [["a", 1]], "cut": {}}
     children = shown["groups"][0]["nodes"]
     assert [child["data"]["arguments"]["pairs"][0][0] for child in children[:2]] == ["north", "south"]
     [cut] = children[2]["data"]["arguments"]["pairs"]
     assert cut.startswith('["west","www') and cut.endswith("…")
+    assert children[2]["data"]["arguments"]["cut"] == {0: 1011}
     assert children[1]["data"]["post_combine"]["count"] == 30
-    assert children[1]["data"]["post_combine"]["pairs"] == [["south", n] for n in range(tree.PREVIEW_PAIRS)]
+    assert children[1]["data"]["post_combine"]["pairs"] == [["south", n] for n in range(PREVIEW.pairs or 0)]
     assert children[1]["data"]["post_reduce"]["pairs"] == [["south", 435]]
     json.dumps(shown)
 

@@ -8,8 +8,9 @@ import msgspec
 
 from mr.kv.base import Put, Store, Txn
 from mr.model import ids, keys
-from mr.model.entities import Direction, Failure, Invocation, Record, Request, encode
-from mr.model.records import Dataset, Done, Seal
+from mr.model.entities import Direction, Failure, Invocation, Record, Request, decode, encode
+from mr.model.records import Dataset, Done, Seal, Session
+from mr.trace import tree
 
 WORKFLOW = "shop"
 NONCE = "abcdefgh"
@@ -108,6 +109,15 @@ class Story:
         key = keys.done(self.workflow, self.id, invocation_id)
         self.records[key] = Done(ok=True, nonce=NONCE, output=dataset)
 
+    def session(self, invocation_id: str, values: dict[str, Any]) -> None:
+        key = keys.session(self.workflow, self.id, invocation_id)
+        self.records[key] = Session(values=msgspec.Raw(msgspec.json.encode(values)))
+
+    def told(self) -> tuple[Store, Request]:
+        """The store and the request in it, once all is told."""
+        self.tell()
+        return self.store, found_request(self)
+
     def tell(self) -> str:
         put(self.store, self.records)
         return self.id
@@ -127,3 +137,33 @@ def failed(message: str = "no") -> Failure:
         attempt=1,
         handler_name="orders",
     )
+
+
+def load(story: Story) -> tree.Tree:
+    return tree.load(story.store, story.workflow, story.tell())
+
+
+def found_request(story: Story) -> Request:
+    key = keys.request(story.workflow, story.tell())
+    [entry] = story.store.get([key])
+    assert entry is not None
+    return decode(Request, key, entry.value)
+
+
+def shop(story: Story, children: int = 2) -> None:
+    """Two levels, all done."""
+    story.invocation(story.root, "regions", mapped_count=children, took=1.5)
+    story.seal(story.root, "region", children)
+    for slot in range(children):
+        story.leaf(story.child(story.root, slot), "region", took=0.02)
+    story.invocation(ids.reduce_of(story.root, 0), "regions")
+    story.request(state="done")
+
+
+def fail_child(story: Story, slot: int, message: str = "division by zero", **more: Any) -> str:
+    """Lets one of the children of :func:`shop` have failed, and the request with it."""
+    child = story.child(story.root, slot)
+    story.failure(child, "region", message, **more)
+    story.records.pop(keys.invocation(story.workflow, story.id, ids.reduce_of(child, 0)), None)
+    story.request(state="failed", failed_invocation_id=child)
+    return child
