@@ -47,19 +47,44 @@ def after_child(
     """
     parent_id, shard = ids.parent_of(child_id), ids.slot_of(child_id) % sealed.shards
     places = sealed.window // sealed.shards
-    if versions:
+    if sealed.epoch:
+        yield from _wake_next_again(env, scene, child_id, sealed, places)
+    elif versions:
         # So many of the shard have ended, and nobody else was told this number: what it sends, nobody else does.
-        following = range(versions[0] + places - 1, versions[0] + places)
+        yield from _wake_shares(env, scene, parent_id, sealed, shard, versions[0] + places - 1, 1)
     else:
         [count] = yield Get(((keys.count(scene.workflow, scene.id, parent_id, sealed.epoch, shard), Mark),))
-        following = range(count.version, count.version + places)
-    shares = range(shard, sealed.children, sealed.shards)
-    yield from wake_children(env, scene, parent_id, sealed, [shares[n] for n in following if n < len(shares)])
-    # While children of one's own shard are missing, somebody else will be the last. In a later epoch only those are
-    # counted that were run again, so the share is not known.
-    if versions and not has_failed and sealed.epoch == 0 and versions[0] < len(shares):
+        yield from _wake_shares(env, scene, parent_id, sealed, shard, count.version, places)
+    # While children of one's own shard are missing, somebody else will be the last.
+    if versions and not has_failed and versions[0] < sealed.needed(shard):
         return
     yield from release(env, scene, parent_id, sealed.epoch)
+
+
+def _wake_shares(
+    env: Env, scene: Scene, parent_id: str, sealed: Seal, shard: int, first: int, number: int
+) -> Flow[None]:
+    """So many children of a shard, by their places in it."""
+    shares = range(shard, sealed.children, sealed.shards)
+    yield from wake_children(env, scene, parent_id, sealed, shares[first : first + number])
+
+
+def _wake_next_again(env: Env, scene: Scene, child_id: str, sealed: Seal, places: int) -> Flow[None]:
+    """After a redrive those have no place that it kept: what ended before this run began is passed over.
+
+    The child that is so many ``places`` behind is sent by nobody else.
+    """
+    parent_id, slot = ids.parent_of(child_id), ids.slot_of(child_id)
+    shares = range(slot + sealed.shards, sealed.children, sealed.shards)
+    for start in range(0, len(shares), 100):
+        some = shares[start : start + 100]
+        wants = tuple((scene.done(ids.child_of(parent_id, sealed.nonce, one)), Mark) for one in some)
+        for one, done in zip(some, (yield Get(wants)), strict=True):
+            places -= done.record is None or done.created > scene.live
+            if places == 0:
+                if done.record is None:
+                    yield from wake_children(env, scene, parent_id, sealed, [one])
+                return
 
 
 class _Join(NamedTuple):

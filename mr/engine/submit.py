@@ -125,9 +125,12 @@ def cancel(env: Env, workflow: str, request_id: str) -> Flow[Request]:
         )
         if stored.record is None:
             raise RequestNotFound("request", request_id)
-        if live.record is None or stored.record.state != "running":
+        if stored.record.is_redriving:
+            yield Commit(t.cancel_redriving(stored, env.clock()))
+        elif live.record is None or stored.record.state != "running":
             return stored.record
-        yield Commit(t.cancel(stored.record, live.created, env.clock()))
+        else:
+            yield Commit(t.cancel(stored.record, live.created, env.clock()))
 
 
 def new_request(

@@ -27,6 +27,7 @@ from mr.engine.ops import (
     Wake,
     Write,
 )
+from mr.engine.redrive import resume, unfinished
 from mr.engine.transitions import Scene
 from mr.errors import StoreUnavailable
 from mr.model import ids, keys
@@ -34,6 +35,11 @@ from mr.model.entities import Invocation, Record, Request
 from mr.model.records import Idempotency, Load, Mark, Owner, Seal
 
 _ENDED = ("done", "failed")
+
+_LOOK_AT_DUE_S = 2.0
+
+_EXPIRED = 100
+"""How many requests that are due are removed in one round, at most."""
 
 _REAPED = 100
 """How many idempotency keys are looked at in one round."""
@@ -57,11 +63,13 @@ class _Pace:
 class Memory:
     """What one sweeper of one workflow remembers between its rounds."""
 
+    runs: dict[str, int] = field(default_factory=dict)
+    """By request, the revision that began the run that the following is about."""
     paces: dict[str, _Pace] = field(default_factory=dict)
     walks: dict[str, float] = field(default_factory=dict)
     """When the children of a waiting parent are looked at next."""
     ended: dict[str, int] = field(default_factory=dict)
-    """How many of a parent's children, from the first on, are known to have ended."""
+    """How many of a parent's children, from the first on, are known to have ended, by parent and epoch."""
     waiting: dict[str, int] = field(default_factory=dict)
     """How many of a waiting parent's children had not ended when it was looked at last."""
     told: tuple[Load, int] | None = None
@@ -85,10 +93,17 @@ class Memory:
 
     def forget(self, running: set[str]) -> None:
         """Drops what belongs to requests that do not run any more."""
+        self.runs = {key: live for key, live in self.runs.items() if key in running}
         self.paces = {key: pace for key, pace in self.paces.items() if ids.request_of(key) in running}
         self.walks = {key: due for key, due in self.walks.items() if ids.request_of(key) in running}
         self.ended = {key: slots for key, slots in self.ended.items() if ids.request_of(key) in running}
         self.waiting = {key: count for key, count in self.waiting.items() if ids.request_of(key) in running}
+
+    def begins(self, request_id: str, live: int) -> None:
+        """Of a request that was redriven since it was looked at last, nothing is true any more."""
+        if self.runs.setdefault(request_id, live) != live:
+            self.forget(self.runs.keys() - {request_id})
+            self.runs[request_id] = live
 
     def still_waiting(self, parent_id: str, children: set[str]) -> None:
         """Of a parent's children, no others wait for children of their own any more."""
@@ -134,6 +149,8 @@ class Sweep:
                 break
             after = page[-1].key
         self._memory.forget(running)
+        for request_id in (yield from unfinished(self._env, self._workflow)):
+            yield from self._guarded(request_id, resume(self._env, self._workflow, request_id))
         # Not before: a round that was cut short may have told nobody of what has come.
         self._memory.offered = self._offered
         yield from self._tell(len(running))
@@ -171,6 +188,7 @@ class Sweep:
         )
         if live.record is None or request.record is None:
             return
+        self._memory.begins(request_id, live.created)
         manifest = yield LoadManifest(workflow, request.record.manifest)
         scene = Scene(request.record, live.created, manifest)
         job = manifest.jobs[request.record.job_name]
@@ -203,7 +221,8 @@ class Sweep:
             elif is_owned or (record is not None and record.state in _ENDED):
                 self._memory.paces.pop(invocation_id, None)
             else:
-                self._resend(scene, step_name, invocation_id, record)
+                # A redrive may have put another step first than the root's.
+                self._resend(scene, step_name if record is None else record.step_name, invocation_id, record)
         return pending
 
     def _resend(self, scene: Scene, step_name: str, invocation_id: str, record: Invocation | None) -> None:
@@ -243,7 +262,8 @@ class Sweep:
             return []
         memory.walks[parent_id] = now + min(self._env.settings.resend_first_s, sealed.children / 500)
         pending: list[Invocation] = []
-        unfinished, first, are_ended = 0, memory.ended.get(parent_id, 0), True
+        run = f"{parent_id}/{sealed.epoch}"
+        missing, first, are_ended = 0, memory.ended.get(run, 0), True
         for start in range(first, sealed.children, 50):
             slots = range(start, min(start + 50, sealed.children))
             children = [ids.child_of(parent_id, sealed.nonce, slot) for slot in slots]
@@ -251,13 +271,13 @@ class Sweep:
             open_ones = [child for child, done in zip(children, reads, strict=True) if done.record is None]
             for child in set(children) - set(open_ones):
                 memory.paces.pop(child, None)
-            unfinished += len(open_ones)
+            missing += len(open_ones)
             are_ended = are_ended and not open_ones
-            if are_ended and sealed.epoch == 0:
-                memory.ended[parent_id] = slots.stop
+            if are_ended:
+                memory.ended[run] = slots.stop
             if open_ones:
                 pending += yield from self._look(scene, open_ones, sealed.step_name)
-            if unfinished >= sealed.window:
+            if missing >= sealed.window:
                 break
         memory.still_waiting(parent_id, {record.invocation_id for record in pending if record.state == "waiting"})
         return pending
@@ -294,7 +314,8 @@ class Sweep:
         could not be removed yet.
         """
         env, memory = self._env, self._memory
-        page = yield List(keys.expiries(self._workflow), None, memory.expired_to, env.settings.page)
+        most = min(_EXPIRED, env.settings.page)
+        page = yield List(keys.expiries(self._workflow), None, memory.expired_to, most)
         for read in page:
             if keys.due_of(read.key) > now:
                 break
@@ -304,10 +325,10 @@ class Sweep:
             if env.clock() - now >= env.settings.expire_s:
                 return
         else:
-            if len(page) == env.settings.page:
+            if len(page) == most:
                 return
         memory.expired_to = ""
-        memory.next_expiry = now + min(10.0, env.settings.resend_first_s)
+        memory.next_expiry = now + _LOOK_AT_DUE_S
 
     def _reap(self, now: float) -> Flow[None]:
         """Removes keys that hold no longer, of one page a round."""

@@ -492,6 +492,15 @@ def cancel(request: Request, live: int, now: float) -> Change:
     return Change("cancel", (Compare("created", live_key, live, "live"),), tuple(writes), (live_key,))
 
 
+def cancel_redriving(request: Read[Request], now: float) -> Change:
+    """Ends a request that is being put back, before anything of it runs."""
+    assert request.record is not None
+    workflow, request_id = request.record.workflow_name, request.record.request_id
+    writes, _ = _end(msgspec.structs.replace(request.record, is_redriving=False), "cancelled", now)
+    redrive = keys.redrive(workflow, request_id)
+    return Change("cancel-redriving", (_unchanged(request, "request"),), tuple(writes), (redrive,))
+
+
 def reap(idempotency: Read[Idempotency]) -> Change:
     """An idempotency key does not hold any longer."""
     compare = Compare("modified", idempotency.key, idempotency.modified, "idempotency")

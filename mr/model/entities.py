@@ -132,6 +132,8 @@ class Request(Record, frozen=True, kw_only=True):
     epoch: int = 0
     retention_s: int = 3600
     expires_timestamp: float | None = None
+    is_redriving: bool = False
+    """It is being put back to where it can go on from: nothing of it runs yet."""
     is_kept: bool = False
     """Somebody said how long it is to be kept: what removes many at once leaves it."""
     writer: str = ""

@@ -40,7 +40,8 @@ class Seal(Record, frozen=True, kw_only=True):
     ``bounds`` holds the first slot of every chunk, ``tolerated`` how many children may fail. Children are claimed only
     while it is ``open``. ``shielded``: this step, or one above, tolerates failures, so that a failed child is counted
     and does not end the request by itself. The child of slot n is counted in the shard n mod ``shards``; ``window``
-    children are sent at once, as many of each shard.
+    children are sent at once, as many of each shard. After a redrive ``needs`` has, by shard, how many children have to
+    end again; the others were kept.
     """
 
     nonce: str
@@ -53,6 +54,11 @@ class Seal(Record, frozen=True, kw_only=True):
     open: bool
     shards: int = 32
     window: int = 1000
+    needs: list[int] = []
+
+    def needed(self, shard: int) -> int:
+        """How many children of that shard have to end, in its epoch."""
+        return self.needs[shard] if self.needs else len(range(shard, self.children, self.shards))
 
 
 class Done(Record, frozen=True, kw_only=True):
@@ -72,6 +78,12 @@ class Load(Record, frozen=True, kw_only=True):
 
     requests: int
     invocations: int
+
+
+class Redrive(Record, frozen=True, kw_only=True):
+    """A redrive that is being prepared."""
+
+    begun_timestamp: float
 
 
 class Session(Record, frozen=True, kw_only=True):

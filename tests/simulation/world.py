@@ -22,9 +22,10 @@ from typing import Any
 
 from mr.engine import deliver, ops
 from mr.engine.handle import handle
+from mr.engine.redrive import redrive
 from mr.engine.submit import Key, cancel, submit
 from mr.engine.sweep import Memory, Sweep
-from mr.errors import Conflict, RequestNotFound
+from mr.errors import Conflict, RequestExpired, RequestNotFound
 from mr.handlers.protocol import Children, Direction, Failed, Finished, Output
 from mr.model import ids, keys
 from mr.model.entities import Invocation, Job, Request, Step
@@ -32,7 +33,7 @@ from mr.model.records import Manifest
 
 WORKFLOW = "w"
 RANK = {"ready": 0, "running": 0, "waiting": 1, "reducing": 2, "done": 3, "failed": 3}
-ENDED = ("done", "failed", "cancelled", "expiring")
+ENDED = ("done", "failed", "cancelled")
 BLIND = ("count/", "failed/")
 
 
@@ -69,7 +70,7 @@ class Process:
 class Task:
     """A flow in progress. ``op`` is what it waits for; ``message`` the one it was woken by."""
 
-    __slots__ = ("answer", "dead", "events", "flow", "message", "name", "op", "process", "running")
+    __slots__ = ("answer", "claimed", "dead", "events", "flow", "message", "name", "op", "process", "running")
 
     def __init__(self, process: Process, flow: Any, name: str, message: str = "") -> None:
         self.process, self.flow, self.name, self.message = process, flow, name, message
@@ -77,7 +78,9 @@ class Task:
         self.answer: Any = None
         self.op: Any = None
         self.events: list[Any] = []
-        self.running = ""
+        self.running = ("", 0)
+        self.claimed = (0, 0)
+        """The run of the request in which it claimed last, and the revision of that claim."""
 
 
 class Plan:
@@ -91,7 +94,11 @@ class Plan:
         self.is_keyed = rng.random() < 0.6
         self.holds = rng.choice((300, 1_000_000))
         self.notify = [f"https://{number}" for number in range(rng.choice((0, 0, 1, 2)))]
-        self.steps = {
+        self.redrives = rng.choice((0, 1, 1, 2))
+        self.manifest, self.newest = self._manifest(rng, "old"), self._manifest(rng, "new")
+
+    def _manifest(self, rng: random.Random, version: str) -> Manifest:
+        steps = {
             f"s{level}": Step(
                 step_name=f"s{level}",
                 workflow_name=WORKFLOW,
@@ -106,18 +113,18 @@ class Plan:
             )
             for level in range(self.depth + 1)
         }
-        job = Job(job_name=name, workflow_name=WORKFLOW, description="", initial_step_name="s0")
-        self.manifest = Manifest(
+        job = Job(job_name=self.name, workflow_name=WORKFLOW, description="", initial_step_name="s0")
+        return Manifest(
             workflow_name=WORKFLOW,
-            jobs={name: job},
-            steps=self.steps,
-            handlers={"map": "1", "reduce": "2"},
+            jobs={self.name: job},
+            steps=steps,
+            handlers={"map": version, "reduce": version},
             capabilities={"map": "general", "reduce": "general"},
         )
 
 
 class World:
-    LISTED = ("live/", "expire/", "delivery/", "idempotency/")
+    LISTED = ("live/", "expire/", "delivery/", "idempotency/", "redrive/")
 
     def __init__(self, seed: int, mutations: frozenset[str] = frozenset()) -> None:
         rng = self.rng = random.Random(seed)
@@ -175,21 +182,24 @@ class World:
         self.processes = [self.front, self.admin, self.sweeper, *self.workers]
         self.envs = {process: self._env(process) for process in self.processes}
         self.plans = {name: Plan(rng, name) for name in "ab"[: rng.choice((1, 1, 2))]}
+        self.manifests = {plan.name: plan.manifest for plan in self.plans.values()}
+        self.manifests |= {f"{plan.name}-new": plan.newest for plan in self.plans.values()}
 
     def _ledger(self) -> None:
         """What is known from outside of the store."""
         self.plan_of: dict[str, Plan] = {}
         self.counted: dict[str, set[str]] = defaultdict(set)
-        self.runs: Counter[str] = Counter()
-        self.claims: Counter[str] = Counter()
+        self.runs: Counter[tuple[str, int]] = Counter()
+        self.lives: Counter[str] = Counter()
         self.ends: Counter[str] = Counter()
+        self.kept: dict[str, set[str]] = {}
+        self.owing: dict[str, set[str]] = defaultdict(set)
         self.mapped: dict[str, int] = {}
         self.files: dict[str, list[bytes]] = {}
         self.answers: dict[str, set[str]] = defaultdict(set)
         self.submitted: list[str] = []
         self.held_until: dict[str, float] = defaultdict(float)
         self.cleaned: set[str] = set()
-        self.delivered: set[str] = set()
         self.owed = deliver.Memory()
 
     def _env(self, process: Process) -> ops.Env:
@@ -259,6 +269,30 @@ class World:
                     yield from cancel(self.envs[self.admin], WORKFLOW, request_id)
 
         self.spawn(self.admin, flow(), "cancel")
+
+    def _redrive_something(self) -> None:
+        """Sometimes two do so at once, and sometimes it is cancelled soon after."""
+        rng = self.rng
+        request_id = rng.choice(self.submitted)
+        plan, stored = self.plan_of[request_id], self.store.get(keys.request(WORKFLOW, request_id))
+        if not plan.redrives or stored is None or stored.record.state not in ENDED:
+            return
+        if stored.record.state == "done" and not self._has_failures(request_id) and rng.random() < 0.9:
+            return
+        plan.redrives -= 1
+        for _ in range(rng.choice((1, 1, 2))):
+            process, newest = rng.choice((self.admin, self.front)), rng.choice((f"{plan.name}-new", None))
+            self.spawn(process, self._redrive(process, request_id, newest), "redrive")
+        if rng.random() < 0.3:
+            self._cancel_later(plan, rng.randrange(1, 80))
+
+    def _has_failures(self, request_id: str) -> bool:
+        prefix = f"done/{WORKFLOW}/{request_id}/"
+        return any(key.startswith(prefix) and not stored.record.ok for key, stored in self.store.items())
+
+    def _redrive(self, process: Process, request_id: str, newest: str | None) -> Any:
+        with contextlib.suppress(Conflict, RequestExpired, RequestNotFound):
+            yield from redrive(self.envs[process], WORKFLOW, request_id, newest)
 
     # --- machinery --------------------------------------------------------------------------------------------------
 
@@ -425,11 +459,27 @@ class World:
     def answer(self, pending: Pending, answer: ops.Committed) -> None:
         if "claim-not-read-back" in self.mutations and pending.change.name.endswith("claim"):
             answer = answer._replace(doubtful=False)
+        if pending.change.name.endswith("claim"):
+            self._note_claim(pending, answer)
         pending.answer = answer
         pending.task.op = None
         pending.task.answer = answer
         if not pending.task.dead:
             self.ready.append(pending.task)
+
+    def _note_claim(self, pending: Pending, answer: ops.Committed) -> None:
+        request_id = _request_of(pending.change) or ""
+        own = next(write for write in pending.change.writes if write.key.startswith("own/"))
+        stored, token = self.store.get(own.key), answer.revision
+        if not answer.ok and stored is not None and stored.record == own.record:
+            token = stored.created
+        pending.task.claimed = (self.lives[request_id], token)
+
+    def _stands(self, task: Task, spec: Any) -> bool:
+        """Whether what the task claimed last is still its own."""
+        own = self.store.get(keys.own(WORKFLOW, spec.request_id, spec.invocation_id))
+        is_live = keys.live(WORKFLOW, spec.request_id) in self.store
+        return is_live and own is not None and task.claimed == (self.lives[spec.request_id], own.created)
 
     # --- operations -------------------------------------------------------------------------------------------------
 
@@ -442,7 +492,7 @@ class World:
         if isinstance(op, ops.Publish):
             return self.publish(op.wakes)
         if isinstance(op, ops.LoadManifest):
-            return self.plans[op.version].manifest
+            return self.manifests[op.version]
         if isinstance(op, ops.Start):
             task.events = self.run_handler(task, op)
             return None
@@ -464,7 +514,9 @@ class World:
             if self.is_faulty and self.rng.random() < 0.8:
                 self.counts["fault not delivered"] += 1
                 return ops.Undelivered("down")
-            self.delivered.add(op.delivery.delivery_id)
+            self.owing[op.delivery.request_id] -= {
+                key for key in self.listed["delivery/"] if self.store[key].record.delivery_id == op.delivery.delivery_id
+            }
             return None
         if isinstance(op, (ops.Settle, ops.Stop)):
             return None
@@ -493,13 +545,18 @@ class World:
         """The events of one run: what a mapper or reducer would yield, this time."""
         rng, spec = self.rng, op.task
         self.counts["handler run"] += 1
-        self.runs[spec.invocation_id] += 1
-        task.running = spec.invocation_id
+        task.running = (spec.invocation_id, task.claimed[0])
+        self.runs[task.running] += 1
         plan = self.plan_of[spec.request_id]
         level = ids.depth_of(spec.invocation_id)
-        attempts = plan.steps[f"s{level}"].max_attempts
-        if self.runs[spec.invocation_id] > attempts + self.settings.max_lost + 1:
+        step = f"s{level}"
+        attempts = max(manifest.steps[step].max_attempts for manifest in (plan.manifest, plan.newest))
+        if self.runs[task.running] > attempts + self.settings.max_lost + 1:
             raise Violation(f"too many runs: {spec.invocation_id}")
+        if self._stands(task, spec):
+            version = self.store[keys.request(WORKFLOW, spec.request_id)].record.manifest
+            if spec.handler_version != self.manifests[version].handlers["map"]:
+                raise Violation(f"run on a manifest of an earlier run: {spec.invocation_id}")
         pairs = [pair for item in op.items for pair in json.loads(item)]
         failed = [Failed(exception_type="E", exception_message="m", traceback="", stdout="", stderr="")]
         if spec.kind == "reduce":
@@ -540,12 +597,7 @@ class World:
         run = json.loads(spec.session).get("run", 0)
         if len(tokens) == len(set(tokens)) and run == self.mapped.get(map_id):
             return
-        own = self.store.get(keys.own(WORKFLOW, spec.request_id, spec.invocation_id))
-        if (
-            own is not None
-            and own.record.worker == task.process.name
-            and keys.live(WORKFLOW, spec.request_id) in self.store
-        ):
+        if self._stands(task, spec):
             raise Violation(f"a reducer was given what does not belong together: {spec.invocation_id}")
 
     # --- invariants -------------------------------------------------------------------------------------------------
@@ -558,7 +610,7 @@ class World:
         for key, record, _ in change.writes:
             if isinstance(record, Invocation):
                 old = self.store.get(key)
-                if old is not None and RANK[record.state] < RANK[old.record.state]:
+                if change.name != "redrive-page" and old is not None and RANK[record.state] < RANK[old.record.state]:
                     raise Violation(f"a state goes back: {change.name} {key}")
             elif key.startswith("done/") and key in self.store:
                 raise Violation(f"done twice: {key}")
@@ -574,11 +626,10 @@ class World:
                 raise Violation(f"mapped twice: {invocation.invocation_id}")
             run = 0 if session is None else json.loads(bytes(session.values))["run"]
             self.mapped[invocation.invocation_id] = run
-        if name == "cleanup-begin":
-            request = change.writes[0].record
-            for number in range(len(request.notify)):
-                if f"{request.request_id}_{request.epoch}_{number}" not in self.delivered:
-                    raise Violation("removed before it was delivered")
+        if name == "cleanup-begin" and self.owing[change.writes[0].record.request_id]:
+            raise Violation("removed before it was delivered")
+        if name == "redrive-begin":
+            self._check_redrive(change.writes[0].record.request_id)
 
     def after(self, change: ops.Change, was_live: bool) -> None:
         name, request_id = change.name, _request_of(change)
@@ -589,12 +640,17 @@ class World:
             raise Violation(f"written after its removal: {name}")
         if name == "submit":
             self._check_submit(change, request_id)
-        elif not was_live and not name.startswith(("cleanup", "deliver", "put-off", "abandon")):
+        elif not was_live and not name.startswith(
+            ("cleanup", "deliver", "put-off", "abandon", "redrive", "cancel-redriving")
+        ):
             raise Violation(f"{name} after the end")
+        if name in ("submit", "redrive-end"):
+            self.lives[request_id] += 1
         if keys.live(WORKFLOW, request_id) in change.deletes:
             self.ends[request_id] += 1
-            if self.ends[request_id] > 1:
+            if self.ends[request_id] > self.lives[request_id]:
                 raise Violation("ended twice")
+        self.owing[request_id].update(write.key for write in change.writes if write.key.startswith("delivery/"))
         self._check_counts(change)
         if name == "cleanup-last":
             self.cleaned.add(request_id)
@@ -614,6 +670,35 @@ class World:
                 raise Violation("two requests for one idempotency key")
             self.held_until[plan.name] = change.writes[-1].record.expires_timestamp  # type: ignore[attr-defined]
         self.submitted.append(request_id)
+
+    def _check_redrive(self, request_id: str) -> None:
+        """Notes what must not run again: mappers that ended, and reduces that are done over what is all done well."""
+        kept = self.kept[request_id] = set()
+
+        def is_well(map_id: str) -> bool:
+            done, sealed, record = (
+                self.store.get(kind(WORKFLOW, request_id, map_id)) for kind in (keys.done, keys.seal, keys.invocation)
+            )
+            children = []
+            if sealed is not None:
+                seal = sealed.record
+                children = [is_well(ids.child_of(map_id, seal.nonce, slot)) for slot in range(seal.children)]
+            if sealed is not None or keys.dataset(WORKFLOW, request_id, map_id, "post_combine") in self.store:
+                kept.add(map_id)
+            if record is None or not all(children):
+                return False
+            for part in range(record.record.partitions):
+                one = ids.reduce_of(map_id, part)
+                reduced = self.store.get(keys.done(WORKFLOW, request_id, one))
+                if reduced is not None and reduced.record.ok:
+                    kept.add(one)
+            if done is None or not done.record.ok:
+                return False
+            kept.update(ids.reduce_of(map_id, part) for part in range(record.record.partitions))
+            return True
+
+        if is_well(ids.root_of(request_id)):
+            raise Violation("redriven though all is well")
 
     def _check_counts(self, change: ops.Change) -> None:
         for write in change.writes:
@@ -637,7 +722,8 @@ class World:
 
     def _check_claim(self, change: ops.Change) -> None:
         claimed = change.writes[-1].record
-        self.claims[claimed.invocation_id] += 1
+        if claimed.invocation_id in self.kept.get(claimed.request_id, ()):
+            raise Violation(f"done well before the redrive, and run again: {claimed.invocation_id}")
         for kind in (keys.done, keys.seal):
             if kind(WORKFLOW, claimed.request_id, claimed.invocation_id) in self.store:
                 raise Violation(f"run again: {claimed.invocation_id}")
@@ -719,6 +805,8 @@ class World:
         ):
             self.sweeps += 1
             self.spawn(self.sweeper, self._sweep(), "sweep")
+        if self.submitted and rng.random() < 0.01:
+            self._redrive_something()
         chance = rng.random()
         if chance < 0.35:
             sending = [process for process in self.processes if process.pending]
@@ -861,13 +949,13 @@ class World:
         self._check_end()
 
     def _is_over(self) -> bool:
-        outstanding = any(self.listed[kind] for kind in ("live/", "expire/", "delivery/"))
+        outstanding = any(self.listed[kind] for kind in ("live/", "expire/", "delivery/", "redrive/"))
         busy = any(task.name != "sweep" for process in self.processes for task in process.tasks)
         return not outstanding and not self.limbo and not self.messages and not busy
 
     def _check_end(self) -> None:
         for request_id in self.submitted:
-            if self.ends[request_id] != 1 or request_id not in self.cleaned:
+            if self.ends[request_id] != self.lives[request_id] or request_id not in self.cleaned:
                 raise Violation(f"not ended and removed: {request_id}")
         left = [key for key in self.store if not key.startswith(("idempotency/", "load/"))]
         if left:
