@@ -35,4 +35,5 @@ def name_of(key: Key) -> str:
 
 def _shown(text: str) -> str:
     readable = "".join(char if char.isalnum() or char in "-_" else "_" for char in text[:_SHOWN_BYTES])
-    return readable.encode()[:_SHOWN_BYTES].decode(errors="ignore")
+    # No name looks like an option of a command.
+    return f"{readable[:1].replace('-', '_')}{readable[1:]}".encode()[:_SHOWN_BYTES].decode(errors="ignore")
