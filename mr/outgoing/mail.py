@@ -27,7 +27,9 @@ DEFAULT_PORTS: dict[Security, int] = {"starttls": 587, "tls": 465, "none": 25}
 
 MAX_SUBJECT_CHARS = 500
 
-_LOCAL = re.compile(r"[^\s\x00-\x20\x7f-\xa0()<>\[\]:;@\\,.\"]+(\.[^\s\x00-\x20\x7f-\xa0()<>\[\]:;@\\,.\"]+)*")
+_LOCAL = re.compile(
+    r"[^\s\x00-\x20\x7f-\xa0\ud800-\udfff()<>\[\]:;@\\,.\"]+(\.[^\s\x00-\x20\x7f-\xa0\ud800-\udfff()<>\[\]:;@\\,.\"]+)*"
+)
 _DOMAIN = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*")
 _NAMED = re.compile(r"(?P<name>[^<>]*)<(?P<address>[^<>]*)>")
 _HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,76}")

@@ -78,7 +78,7 @@ def verify(
 def _signatures(
     secrets: str | Sequence[str], webhook_id: str, timestamp: str, body: bytes | Iterable[bytes]
 ) -> list[str]:
-    head = f"{webhook_id}.{timestamp}.".encode("utf-8", "surrogateescape")
+    head = f"{webhook_id}.{timestamp}.".encode("utf-8", "surrogatepass")
     keys = [secrets] if isinstance(secrets, str) else secrets
     codes = [hmac.new(_key(secret), head, "sha256") for secret in keys]
     for piece in [body] if isinstance(body, bytes) else body:
