@@ -172,7 +172,10 @@ class _Handler(BaseHTTPRequestHandler):
             while self.rfile.readline(65536).strip():
                 pass
             return bytes(body)
-        return self._exactly(int(self.headers.get("Content-Length") or 0), 0)
+        length = self.headers.get("Content-Length")
+        if length is None:
+            raise ValueError("Its length is missing.")
+        return self._exactly(int(length), 0)
 
     def _exactly(self, size: int, so_far: int) -> bytes:
         if not 0 <= size <= MAX_BODY_BYTES - so_far:
