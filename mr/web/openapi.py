@@ -132,7 +132,8 @@ _TYPES = {
 
 def _problem(description: str, *headers: str, slugs: tuple[str, ...]) -> Part:
     schema = {"allOf": [ref("Problem"), {"properties": {"type": {"enum": [f"urn:jobx:{slug}" for slug in slugs]}}}]}
-    return {"description": description, "headers": _headers(*headers), "content": {_PROBLEM: {"schema": schema}}}
+    told = _headers("request", *headers)
+    return {"description": description, "headers": told, "content": {_PROBLEM: {"schema": schema}}}
 
 
 _RESPONSES: dict[str, Part] = {
@@ -147,18 +148,13 @@ _RESPONSES: dict[str, Part] = {
         slugs=("workflow-not-found", "job-not-found", "request-not-found", "not-found"),
     ),
     "MethodNotAllowed": _problem("This is not done here.", "allow", slugs=("method-not-allowed",)),
-    "Conflict": _problem(
-        "The request does not allow that.", "request", slugs=("request-cancelled", "conflict", "still-running")
-    ),
-    "Gone": _problem(
-        "The request has ended, and what belonged to it was removed.", "request", slugs=("request-expired",)
-    ),
+    "Conflict": _problem("The request does not allow that.", slugs=("request-cancelled", "conflict", "still-running")),
+    "Gone": _problem("The request has ended, and what belonged to it was removed.", slugs=("request-expired",)),
     "TooLarge": _problem("The body is larger than `limit` bytes.", slugs=("too-large",)),
     "Mismatch": _problem("The key was used before, with another body.", slugs=("idempotency-mismatch",)),
     "Full": _problem("The workflow has enough to do; nothing was accepted.", "retry_after", slugs=("workflow-full",)),
     "Failed": _problem(
         "The request failed, because a handler did (`handler-failed`); or JobX went wrong itself.",
-        "request",
         "exception_type",
         "exception_message",
         slugs=("handler-failed", "internal", "corrupt-record", "invalid-transaction"),
@@ -180,9 +176,7 @@ _RESPONSES: dict[str, Part] = {
         ),
     ),
     "NotReady": _problem("`unreachable` names what cannot be used now.", "retry_after", slugs=("not-ready",)),
-    "WaitedTooLong": _problem(
-        "The longest wait is over; the request goes on.", "request", "location", slugs=("waited-too-long",)
-    ),
+    "WaitedTooLong": _problem("The longest wait is over; the request goes on.", "location", slugs=("waited-too-long",)),
 }
 
 _EVERYWHERE = {"405": "MethodNotAllowed", "500": "Internal"}

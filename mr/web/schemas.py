@@ -97,6 +97,8 @@ PROBLEM = an_object(
     exception_type={"description": "Of the handler's exception, or one of the platform's own.", **TEXT},
     exception_message=TEXT,
     place={"description": "The handler's line, as `split.py:7`.", **TEXT},
+    source_line=TEXT,
+    look={"description": "The command that tells the whole story.", **TEXT},
     unreachable=list_of(TEXT),
     incident={"description": "The log has more under it.", **TEXT},
     optional=(
@@ -110,6 +112,8 @@ PROBLEM = an_object(
         "exception_type",
         "exception_message",
         "place",
+        "source_line",
+        "look",
         "unreachable",
         "incident",
     ),
@@ -117,11 +121,20 @@ PROBLEM = an_object(
 
 _URL: Schema = {"type": "string", "format": "uri"}
 
+_STATES: Schema = {"description": "How many there are, by state.", "type": "object", "additionalProperties": COUNT}
+
 _TIMES = or_null(
     an_object("Seconds from start to end, of those that ended.", p50=SECONDS, p90=SECONDS, longest=SECONDS)
 )
 
-_PREVIEW = an_object("The beginning of a dataset.", count=COUNT, bytes=COUNT, pairs=list_of(ANYTHING))
+_PREVIEW = an_object(
+    "The beginning of a dataset. Of a long pair there is the beginning of its text; `cut` has, by its place in `pairs`, "
+    "how many characters it has.",
+    count=COUNT,
+    bytes=COUNT,
+    pairs=list_of(ANYTHING),
+    cut={"type": "object", "additionalProperties": COUNT},
+)
 
 GROUP = an_object(
     "The invocations of one parent that are of one step and direction. Many are folded: `nodes` are those that fail "
@@ -129,12 +142,33 @@ GROUP = an_object(
     step_name=TEXT,
     direction={"enum": ["map", "reduce"]},
     total=COUNT,
-    states={"type": "object", "additionalProperties": COUNT},
+    states=_STATES,
     failing=COUNT,
     times=_TIMES,
     is_folded={"type": "boolean"},
     nodes=list_of(ref("Node")),
     below=list_of(ref("Group")),
+)
+
+_WHY = an_object(
+    "The way from the root to the invocation that failed, the line of its handler, the key that it was given (JSON text), "
+    "and the command that tells the rest.",
+    path=list_of(
+        an_object(
+            "`number` is which child, or which partition, it is, from 0, of `siblings`.",
+            invocation_id=TEXT,
+            step_name=TEXT,
+            direction={"enum": ["map", "reduce"]},
+            state=TEXT,
+            attempt=COUNT,
+            number=or_null(COUNT),
+            siblings=or_null(COUNT),
+        )
+    ),
+    place=or_null(TEXT),
+    source_line=or_null(TEXT),
+    key=or_null(TEXT),
+    look=TEXT,
 )
 
 HOME = {"type": "object", "additionalProperties": TEXT, "required": ["name", "version"]}
@@ -151,7 +185,7 @@ def components() -> dict[str, Schema]:
     )
     for schema in generated.values():
         schema["description"] = inspect.cleandoc(schema["description"]).replace("``", "`")
-    request, invocation = generated["Request"], generated["Invocation"]
+    request, invocation = generated["Request"], generated.pop("Invocation")
     # What has begun may also have been stopped; what is being removed is answered with 410.
     invocation["properties"]["state"]["enum"] = sorted([*invocation["properties"]["state"]["enum"], "stopped"])
     request["properties"]["state"]["enum"] = sorted({*request["properties"]["state"]["enum"]} - {"expiring"})
@@ -162,8 +196,9 @@ def components() -> dict[str, Schema]:
         "Node": _more(
             invocation,
             "An invocation, and what is below it: its children, then its reduces.",
-            optional=("data",),
+            optional=("key", "data"),
             seconds=or_null(SECONDS),
+            key={"description": "Of a child that failed: JSON text.", **TEXT},
             data={"type": "object", "additionalProperties": _PREVIEW},
             groups=list_of(ref("Group")),
         ),
@@ -186,6 +221,7 @@ def components() -> dict[str, Schema]:
             waiting_for=list_of(ref("Waiting")),
             detail={"description": "What can be done about what it waits for.", **or_null(TEXT)},
             error=or_null(ref("Failure")),
+            why=or_null(_WHY),
             url=_URL,
             links={"type": "object", "additionalProperties": _URL},
         ),
@@ -193,6 +229,7 @@ def components() -> dict[str, Schema]:
             "`total` invocations, as far as they are known.",
             request=ref("Request"),
             total=COUNT,
+            states=_STATES,
             root=or_null(ref("Node")),
         ),
     }
