@@ -28,10 +28,11 @@ from mr.errors import (
 )
 from mr.model import ids, keys, pairs
 from mr.model.deliveries import INLINE, union
-from mr.model.entities import Failure, Invocation, Job, Request, Workflow, decode
+from mr.model.entities import Invocation, Job, Request, Workflow, decode
 from mr.notify.notifier import check as check_notify
 from mr.results import reading, texts
 from mr.results.writing import check as check_writer
+from mr.trace.why import Why, explain
 from mr.web import posts, waiting
 from mr.web.access import Access
 from mr.web.catalogs import Catalogs
@@ -72,7 +73,7 @@ class Progress(NamedTuple):
 class Status(NamedTuple):
     request: Request
     progress: Progress | None
-    failure: Failure | None
+    why: Why | None
     """Why it failed, where it did."""
     waiting_for: list[waiting.Lack]
     """What it needs that no live worker offers."""
@@ -276,7 +277,7 @@ class Front:
         return None if entry is None else decode(Request, entry.key, entry.value)
 
     def status(self, request: Request) -> Status:
-        return Status(request, self._progress(request), self._failure(request), self._waiting_for(request))
+        return Status(request, self._progress(request), self._why(request), self._waiting_for(request))
 
     def _waiting_for(self, request: Request) -> list[waiting.Lack]:
         if request.is_done:
@@ -303,15 +304,10 @@ class Front:
         has_stopped = request.is_done and root.state not in ("done", "failed")
         return Progress("stopped" if has_stopped else root.state, root.mapped_count, ended, failed)
 
-    def _failure(self, request: Request) -> Failure | None:
-        if request.failed_invocation_id is None:
+    def _why(self, request: Request) -> Why | None:
+        if request.state != "failed":
             return None
-        key = keys.invocation(request.workflow_name, request.request_id, request.failed_invocation_id)
-        [entry] = self.platform.store.get([key])
-        error = None if entry is None else decode(Invocation, key, entry.value).error
-        if error is None:
-            return Failure(exception_type="Unknown", exception_message="The invocation's record says nothing.")
-        return error
+        return explain(self.platform.store, request, self.platform.read_dataset)
 
     def result(self, request: Request, write: texts.Write = texts.text) -> Iterable[bytes]:
         """The text of an ended request's result, in pieces.
@@ -324,9 +320,7 @@ class Front:
         if request.state == "cancelled":
             raise RequestCancelled(f"The request {request.request_id} was cancelled: it has no result.")
         if request.state == "failed":
-            failure = self._failure(request)
-            assert failure is not None
-            raise HandlerFailed(request.request_id, request.failed_invocation_id or "", failure)
+            raise HandlerFailed(explain(self.platform.store, request))
         parts = reading.outputs(self.platform.store, request)
         if parts is not None:
             try:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from mr.errors import JobxError
-from mr.handlers.tracebacks import place_in
 from mr.model.entities import Failure
-from mr.model.places import place_of
+from mr.trace.why import Why, look_of
 
 MAX_HEADER_CHARS = 1024
 
@@ -23,6 +23,8 @@ _FACTS = (
     "exception_type",
     "exception_message",
     "place",
+    "source_line",
+    "look",
     "unreachable",
 )
 """Attributes of errors that a problem shows."""
@@ -78,21 +80,34 @@ class NotReady(JobxError):
         self.unreachable = list(reasons)
 
 
+UNKNOWN = Failure(exception_type="Unknown", exception_message="The record of what failed is gone.")
+
+
 class HandlerFailed(JobxError):
-    """A request failed because a handler did."""
+    """A request failed because a handler did. ``place`` and ``source_line`` are the handler's own, ``look`` is the
+    command that tells all of it."""
 
     slug = "handler-failed"
 
-    def __init__(self, request_id: str, invocation_id: str, failure: Failure) -> None:
-        place = place_in(failure.traceback, failure.exception_message)
-        super().__init__(
-            f"{failure.exception_type}: {failure.exception_message}{f' ({place})' if place else ''} - "
-            f"for the whole story: jobx request tree {request_id}"
-        )
-        self.request_id, self.invocation_id = request_id, invocation_id
-        self.exception_type, self.exception_message = failure.exception_type, failure.exception_message
-        found = place_of(failure.traceback)
-        self.place = None if found is None else str(found)
+    def __init__(self, why: Why) -> None:
+        failure = why.told or UNKNOWN
+        self.request_id = why.request.request_id
+        self.invocation_id = why.request.failed_invocation_id or ""
+        self.exception_type = failure.exception_type
+        self.exception_message = sanitised(failure.exception_message)
+        self.place = None if why.place is None else str(why.place)
+        self.source_line = None if why.place is None else why.place.source_line or None
+        self.look = look_of(self.request_id)
+        place = f" ({self.place})" if self.place and self.place not in self.exception_message else ""
+        super().__init__(f"{self.exception_type}: {self.exception_message}{place} - for the whole story: {self.look}")
+
+
+_OF_THE_HOST = re.compile(r"(?:/[^/\s'\":]+)*/(?:site-packages|dist-packages|lib/python3[.][0-9]+)/")
+
+
+def sanitised(message: str) -> str:
+    """A message for who may not know the host: without where its libraries are."""
+    return _OF_THE_HOST.sub("…/", message)
 
 
 def document(slug: str, status: int, detail: str, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -128,8 +128,8 @@ _TIMES = or_null(
 )
 
 _PREVIEW = an_object(
-    "The beginning of a dataset. Of a long pair there is the beginning of its text; `cut` has, by its place in `pairs`, "
-    "how many characters it has.",
+    "The beginning of a dataset. Of a long pair there is the beginning of its text; `cut` has, by its place in "
+    "`pairs`, how many characters it has.",
     count=COUNT,
     bytes=COUNT,
     pairs=list_of(ANYTHING),
@@ -151,8 +151,8 @@ GROUP = an_object(
 )
 
 _WHY = an_object(
-    "The way from the root to the invocation that failed, the line of its handler, the key that it was given (JSON text), "
-    "and the command that tells the rest.",
+    "The way from the root to the invocation that failed, the line of its handler, the key that it was given (JSON "
+    "text), and the command that tells the rest.",
     path=list_of(
         an_object(
             "`number` is which child, or which partition, it is, from 0, of `siblings`.",

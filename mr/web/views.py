@@ -20,11 +20,12 @@ from mr.trace.text import render as render_tree
 from mr.trace.tree import KEPT, Tree
 from mr.trace.tree import as_json as tree_as_json
 from mr.trace.tree import load as load_tree
+from mr.trace.why import Why, look_of
 from mr.web import events, openapi, pages, waiting
 from mr.web.access import TOKEN_ID, Caller, Need
 from mr.web.aside import aside
 from mr.web.front import Front, Status
-from mr.web.problems import WaitedTooLong
+from mr.web.problems import UNKNOWN, WaitedTooLong
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
@@ -249,11 +250,23 @@ def status_document(status: Status) -> dict[str, Any]:
     document["progress"] = None if status.progress is None else status.progress._asdict()
     document["waiting_for"] = [lack._asdict() for lack in status.waiting_for]
     document["detail"] = waiting.sentence(found.workflow_name, status.waiting_for) or None
-    document["error"] = None if status.failure is None else msgspec.to_builtins(status.failure)
+    document["error"] = None if status.why is None else msgspec.to_builtins(status.why.told or UNKNOWN)
+    document["why"] = None if status.why is None else why_document(status.why)
     url = url_of(found.workflow_name, found.request_id)
     document["url"] = url
     document["links"] = links_of(found.workflow_name, found.request_id)
     return document
+
+
+def why_document(why: Why) -> dict[str, Any]:
+    """The way to the invocation that failed, the line of its handler, and the command that tells the rest."""
+    return {
+        "path": [msgspec.to_builtins(stop) for stop in why.path],
+        "place": None if why.place is None else str(why.place),
+        "source_line": None if why.place is None else why.place.source_line,
+        "key": why.key,
+        "look": look_of(why.request.request_id),
+    }
 
 
 # --- what was asked ---------------------------------------------------------------------------------------------------

@@ -500,6 +500,58 @@ def test_a_failed_request_says_why_in_body_and_headers(stack: Stack) -> None:
         assert "X-Injected" not in answer.headers
 
 
+PLACED = (
+    "Traceback (most recent call last):\n"
+    '  File "split.py", line 7, in mapper\n'
+    "    yield json.loads(text)\n"
+    '  File "/usr/lib/python3.11/json/decoder.py", line 355, in raw_decode\n'
+    "    raise JSONDecodeError()\n"
+    "ValueError: no JSON"
+)
+
+
+def test_a_failed_request_says_where_and_what_tells_more(stack: Stack) -> None:
+    blocked = Blocked(stack)
+    failure = Failure(exception_type="ValueError", exception_message="no JSON", traceback=PLACED, handler_name="split")
+    stack.fail(blocked.request_id, failure)
+    problem = is_problem(blocked.answer(), 500, "handler-failed")
+    look = f"jobx request why {blocked.request_id}"
+    assert (problem["place"], problem["source_line"], problem["look"]) == ("split.py:7", "yield json.loads(text)", look)
+    assert problem["detail"] == f"ValueError: no JSON (split.py:7) - for the whole story: {look}"
+    assert "decoder.py" not in str(problem)
+    status = stack.client.get(f"/request/words/{blocked.request_id}").get_json()
+    assert status["error"]["exception_message"] == "no JSON"
+    assert (status["why"]["place"], status["why"]["look"]) == ("split.py:7", look)
+    assert [stop["invocation_id"] for stop in status["why"]["path"]] == [f"{blocked.request_id}.0"]
+
+
+def test_a_client_is_not_told_where_the_host_has_its_libraries(stack: Stack) -> None:
+    blocked = Blocked(stack)
+    message = "no 'x' in '/srv/jobx/venv/lib/python3.11/site-packages/mr/data.txt' nor /data/x"
+    stack.fail(blocked.request_id, Failure(exception_type="OSError", exception_message=message))
+    answer = blocked.answer()
+    problem = is_problem(answer, 500, "handler-failed")
+    assert problem["exception_message"] == "no 'x' in '…/mr/data.txt' nor /data/x"
+    assert "/srv" not in answer.text + str(answer.headers)
+
+
+def test_the_page_of_a_failed_request_shows_the_line(stack: Stack) -> None:
+    name = stack.submit()
+    message = "<script>alert(1)</script> \x1b[2J"
+    stack.fail(name, Failure(exception_type="ValueError", exception_message=message, traceback=PLACED))
+    page = stack.client.get(f"/request/words/{name}", headers={"Accept": "text/html"}).text
+    for part in (
+        "<b>split.py:7</b>",
+        "<code>yield json.loads(text)</code>",
+        "&lt;script&gt;alert(1)",
+        f"jobx request why {name}",
+    ):
+        assert part in page
+    assert "<script" not in page
+    stack.submit()
+    assert "jobx request why" not in stack.client.get("/request/words/last", headers={"Accept": "text/html"}).text
+
+
 def test_cancelling_wakes_who_waits_and_may_be_repeated(stack: Stack) -> None:
     blocked = Blocked(stack)
     for _ in range(2):
@@ -627,7 +679,7 @@ def test_a_browser_gets_a_page_in_which_nothing_can_run(stack: Stack) -> None:
 def test_who_asks_for_a_picture_gets_the_drawing(
     stack: Stack, accept: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mr.trace.drawing.render", lambda text, form: f"{form}: {text}".encode())
+    monkeypatch.setattr("mr.trace.graphviz.render", lambda text, form: f"{form}: {text}".encode())
     stack.submit()
     answer = stack.client.get("/request/words/last", headers={"Accept": accept})
     assert answer.content_type.partition(";")[0] == kind
