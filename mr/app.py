@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import lru_cache
 
 from mr.config import Config
 from mr.engine.ops import Env
@@ -16,6 +17,7 @@ from mr.fs.local import LocalFiles
 from mr.kv.base import Store
 from mr.kv.sqlite import SqliteStore
 from mr.model import tokens
+from mr.model.deliveries import Delivery
 from mr.queue.base import Queue
 from mr.queue.sqlite import SqliteQueue
 from mr.urls import masked_url
@@ -83,10 +85,33 @@ def open_platform(config: Config) -> Platform:
     files = open_files(config)
     store = open_store(config)
     try:
-        return Platform(store, open_queue(config), files)
+        return Platform(store, open_queue(config), files, make_deliver(config, store, files))
     except BaseException:
         store.close()
         raise
+
+
+def make_deliver(config: Config, store: Store, files: Files) -> Callable[[Delivery], None]:
+    """What delivers one delivery, or raises DeliveryFailed. Its parts are loaded when something is owed."""
+
+    @lru_cache(maxsize=1)
+    def parts() -> dict[str, Callable[[Delivery], None]]:
+        from mr.notify.notifier import Notifier
+        from mr.results.writing import ResultWriters
+        from mr.trace.why import explain
+
+        notify = Notifier(config, store, explain).notify
+        return {
+            "result": ResultWriters(config, store, files).write,
+            "notification": notify,
+            "message": notify,
+            "handlers": notify,
+        }
+
+    def deliver(delivery: Delivery) -> None:
+        parts()[delivery.kind](delivery)
+
+    return deliver
 
 
 def has_tokens(config: Config) -> bool:
