@@ -58,7 +58,7 @@ class Hooks:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
+                body = self._body()
                 hook = Hook(self.path, {name.lower(): value for name, value in self.headers.items()}, body)
                 hooks.received.append(hook)
                 status = hooks.answer(hook)
@@ -67,6 +67,16 @@ class Hooks:
                     self.send_response(status)
                     self.send_header("Content-Length", "0")
                     self.end_headers()
+
+            def _body(self) -> bytes:
+                if self.headers["Transfer-Encoding"] != "chunked":
+                    return self.rfile.read(int(self.headers["Content-Length"]))
+                body = b""
+                while size := int(self.rfile.readline(), 16):
+                    body += self.rfile.read(size)
+                    self.rfile.readline()
+                self.rfile.readline()
+                return body
 
             def log_message(self, format: str, *args: Any) -> None:
                 """Nothing: what came is kept."""

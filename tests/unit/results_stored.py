@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from mr.kv.memory import MemoryStore
 from mr.model import ids, keys
 from mr.model.deliveries import Delivery
 from mr.model.entities import Request, Workflow
+from mr.model.pairs import pairs_text
 from mr.model.records import Dataset, Done
 from mr.results.writing import ResultWriters
 
@@ -77,10 +77,10 @@ class Stored:
 
     def _dataset(self, name: str, pairs: Sequence[tuple[Any, Any]], spilled: bool) -> Dataset:
         if not spilled:
-            return Dataset(count=len(pairs), pairs=msgspec.Raw(json.dumps(pairs).encode()))
+            return Dataset(count=len(pairs), pairs=msgspec.Raw(pairs_text(pairs)))
         file = self.files.create(f"{WORKFLOW}/{name}")
         for start in range(0, len(pairs), 100):
-            file.append(json.dumps(pairs[start : start + 100]).encode())
+            file.append(pairs_text(pairs[start : start + 100]))
         file.settle()
         return Dataset(count=len(pairs), file=f"{WORKFLOW}/{name}")
 
