@@ -291,9 +291,13 @@ class Folder:
             return False
         return True
 
-    def _refuse_directory(self, place: Parts) -> None:
-        if self._is_there(place):
+    def _refuse_directory(self, place: Parts) -> bool:
+        """Whether there is a file that would be written over."""
+        try:
             self._look_at_file(place)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _refuse_top(self, place: Parts) -> None:
         if place == self._top:
@@ -332,8 +336,7 @@ class Folder:
         return self._tree().read(place)
 
     def _write(self, place: Parts, mode: Literal["w", "x", "a"], path: str) -> WholeFile:
-        self._refuse_directory(place)
-        if mode == "x" and self._is_there(place):
+        if self._refuse_directory(place) and mode == "x":
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         return WholeFile(self._tree().write(place, mode, self._partial), path, "a" if mode == "a" else "w")
 

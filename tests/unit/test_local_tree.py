@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +179,39 @@ def test_a_link_made_between_check_and_use_is_not_followed(tmp_path: Path, name:
         assert "secret" not in mine.read_text() if mine.is_file() else True
 
 
+@pytest.mark.parametrize("swapped", ["link", "pipe"])
+@pytest.mark.parametrize("mode", ["r", "a", "w", "x"])
+def test_a_file_that_is_no_more_between_check_and_use_is_not_opened(tmp_path: Path, mode: str, swapped: str) -> None:
+    place = Place(tmp_path, SwappedTree)
+    path = place.root / "mine"
+
+    def swap() -> None:
+        path.unlink(missing_ok=True)
+        if swapped == "link":
+            path.symlink_to(place.outside / "secret")
+        else:
+            os.mkfifo(path)
+
+    if mode != "x":
+        path.write_text("mine")
+    assert isinstance(place.tree, SwappedTree)
+    if mode in "ra":
+        place.tree.swap = swap  # type: ignore[method-assign]
+        with pytest.raises(OSError, match="link" if swapped == "link" else "neither"):
+            place.files.open("mine", mode).close()
+    else:
+        file = place.files.open("mine", mode)
+        swap()
+        if mode == "x":
+            with pytest.raises(FileExistsError):
+                file.close()
+        else:
+            # What it replaces is the link, or the pipe.
+            file.close()
+            assert path.read_text() == "" and not path.is_symlink()
+    assert place.is_untouched()
+
+
 def test_a_directory_that_is_swapped_for_a_link_all_the_time_leads_nobody_out(place: Place) -> None:
     (place.root / "d").mkdir()
     (place.root / "d" / "secret").write_text("mine")
@@ -187,7 +222,12 @@ def test_a_directory_that_is_swapped_for_a_link_all_the_time_leads_nobody_out(pl
         names = (place.root / "d", place.root / "link", place.root / "kept")
         while not is_over.is_set():
             for source, target in ((0, 2), (1, 0), (0, 1), (2, 0)):
-                names[source].rename(names[target])
+                while True:
+                    with suppress(OSError):
+                        names[source].rename(names[target])
+                        break
+                    # A writer made a directory where there was none for a moment.
+                    shutil.rmtree(names[target], ignore_errors=True)
 
     swapping = threading.Thread(target=swap)
     swapping.start()
