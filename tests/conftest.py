@@ -33,7 +33,8 @@ def _cluster(directory: Path) -> Iterator[dict[str, str]]:
     with ExitStack() as stack:
         etcd = stack.enter_context(Etcd(directory / "etcd"))
         nsqd = stack.enter_context(Nsqd(directory / "nsqd"))
-        yield {"MR_KV_URL": etcd.url, "MR_QUEUE_URL": f"nsq://{nsqd.tcp_address}"}
+        http = nsqd.http_address.rpartition(":")[2]
+        yield {"MR_KV_URL": etcd.url, "MR_QUEUE_URL": f"nsq://{nsqd.tcp_address}?http={http}"}
 
 
 @contextmanager

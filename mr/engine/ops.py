@@ -171,6 +171,12 @@ class Undelivered(NamedTuple):
     retry_after_s: float = 0.0
 
 
+class Together(NamedTuple):
+    """Runs flows side by side. Answered with None, once all have ended. For those whose ``Env`` says so."""
+
+    flows: tuple[Flow[None], ...]
+
+
 Op = (
     Get
     | List
@@ -185,6 +191,7 @@ Op = (
     | ReadDataset
     | RemoveFiles
     | Deliver
+    | Together
 )
 
 Flow = Generator[Op, Any, T]
@@ -243,6 +250,8 @@ class Env:
     at_hand: Callable[[str, tuple[str, ...]], float | None] = lambda workflow, handlers: None
     """How many invocations a worker has at hand for each of its runners, of those that take these versions of a mapper
     and a reducer, as far as it knows."""
+    together: int = 1
+    """How many flows run side by side, where a flow leads to others; 1: one after the other."""
 
     @classmethod
     def of(

@@ -24,6 +24,7 @@ from mr.engine.ops import (
     List,
     LoadManifest,
     Publish,
+    Together,
     Wake,
     Write,
 )
@@ -262,7 +263,7 @@ class Sweep:
             return []
         memory.walks[parent_id] = now + min(self._env.settings.resend_first_s, sealed.children / 500)
         pending: list[Invocation] = []
-        run = f"{parent_id}/{sealed.epoch}"
+        run = _run_of(parent_id, sealed.epoch)
         missing, first, are_ended = 0, memory.ended.get(run, 0), True
         for start in range(first, sealed.children, 50):
             slots = range(start, min(start + 50, sealed.children))
@@ -316,19 +317,24 @@ class Sweep:
         env, memory = self._env, self._memory
         most = min(_EXPIRED, env.settings.page)
         page = yield List(keys.expiries(self._workflow), None, memory.expired_to, most)
-        for read in page:
-            if keys.due_of(read.key) > now:
-                break
-            request_id = read.key.rpartition("/")[2]
-            yield from self._guarded(request_id, cleanup(env, self._workflow, request_id))
-            memory.expired_to = read.key
+        due = [read.key for read in page if keys.due_of(read.key) <= now]
+        for start in range(0, len(due), env.together):
+            some = due[start : start + env.together]
+            flows = [self._clean(key.rpartition("/")[2]) for key in some]
+            if len(flows) > 1:
+                yield Together(tuple(flows))
+            else:
+                yield from flows[0]
+            memory.expired_to = some[-1]
             if env.clock() - now >= env.settings.expire_s:
                 return
-        else:
-            if len(page) == most:
-                return
+        if len(due) == most:
+            return
         memory.expired_to = ""
         memory.next_expiry = now + _LOOK_AT_DUE_S
+
+    def _clean(self, request_id: str) -> Flow[None]:
+        return self._guarded(request_id, cleanup(self._env, self._workflow, request_id))
 
     def _reap(self, now: float) -> Flow[None]:
         """Removes keys that hold no longer, of one page a round."""
@@ -340,3 +346,8 @@ class Sweep:
         memory.reaped_to = page[-1].key if len(page) == _REAPED else ""
         if not memory.reaped_to:
             memory.next_reaping = now + self._env.settings.resend_last_s
+
+
+def _run_of(parent_id: str, epoch: int) -> str:
+    """Children that ended stay so within an epoch of their parent, and no longer."""
+    return f"{parent_id}/{epoch}"

@@ -128,7 +128,18 @@ class Job:
             return await self._start(op)
         if isinstance(op, ops.Stop):
             return await self._let_go()
+        if isinstance(op, ops.Together):
+            return await self._side_by_side(op)
         return await self._ask(op)
+
+    async def _side_by_side(self, op: ops.Together) -> None:
+        jobs = [Job(self._worker, None, self.workflow, self.request_id) for _ in op.flows]
+        answers = await asyncio.gather(
+            *(job.run(flow) for job, flow in zip(jobs, op.flows, strict=True)), return_exceptions=True
+        )
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
 
     async def _ask(self, op: ops.Op) -> Any:
         """Reads, and all else that changes nothing when it is repeated: until it is answered."""
