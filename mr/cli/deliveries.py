@@ -19,7 +19,7 @@ from mr.findings import Finding
 from mr.kv.base import Store
 from mr.model import catalog, keys, secrets
 from mr.model.catalog import Snapshot
-from mr.model.deliveries import Delivery
+from mr.model.deliveries import Delivery, parse_target
 from mr.model.entities import decode
 
 _PAGE = 200
@@ -191,23 +191,36 @@ def _moment(timestamp: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(timestamp))
 
 
-def examine(opened: Store, config: Config, workflows: Mapping[str, Snapshot]) -> list[Finding]:
-    """For ``jobx doctor``: what was given up, and whom workflows name though this platform never tells them."""
-    from mr.notify import notifier
+def never_told(config: Config, snapshot: Snapshot) -> Iterator[str]:
+    """Whom a workflow and its jobs name though they are never told, with these settings, and why not."""
+    workflow = snapshot.workflow
+    named = {f"The workflow {workflow.workflow_name!r}": workflow.notify}
+    for job in snapshot.manifest.jobs.values():
+        named[f"The job {job.job_name!r} of {workflow.workflow_name!r}"] = job.notify
+    for who, targets in named.items():
+        for target in targets:
+            # What it takes is loaded where there is somebody to be told.
+            from mr.notify import notifier
 
+            try:
+                notifier.check(config, [target], workflow.outgoing_allow)
+            except InvalidInput as error:
+                yield f"{who} names {shown_target(parse_target(target).url)}, which is never told: {error}"
+
+
+def warn(opened: Store, workflow: str) -> None:
+    """Says so. The settings of front ends and workers may be others."""
+    for text in never_told(config(), catalog.read(opened, workflow)):
+        say(f"Warning: with the settings here, {text[0].lower()}{text[1:]}")
+
+
+def examine(opened: Store, config: Config, workflows: Mapping[str, Snapshot]) -> list[Finding]:
+    """For ``jobx doctor``: what was given up, and who is never told."""
     found = []
     for name, snapshot in workflows.items():
         found += _dead(opened, name)
-        named = {"workflow": snapshot.workflow.notify}
-        named |= {f"job {job.job_name!r} of": job.notify for job in snapshot.manifest.jobs.values()}
-        for who, targets in named.items():
-            try:
-                notifier.check(config, targets, snapshot.workflow.outgoing_allow)
-            except InvalidInput as error:
-                text = f"The {who} {name!r} is to tell somebody who is never told: {error}"
-                found.append(
-                    Finding("warning", "deliveries", text, "Correct the setting that it names, or the target.")
-                )
+        advice = "Correct the setting that it names, or the target."
+        found += [Finding("warning", "deliveries", text, advice) for text in never_told(config, snapshot)]
     return found
 
 

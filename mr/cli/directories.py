@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mr.cli import output
+from mr.cli import deliveries, output
 from mr.cli.edge import Command, say, store
 from mr.errors import InvalidHandler
 from mr.model import catalog
@@ -66,9 +66,12 @@ def lines(workflow: str, differences: list[Difference]) -> list[str]:
 
 def _run(directory: str, as_json: bool, dry: bool) -> None:
     found = read(directory)
-    differences = bring_in(store(), found, dry=dry)
+    opened = store()
+    differences = bring_in(opened, found, dry=dry)
     for path in found.skipped:
         say(f"Skipped: {path}")
+    if differences and not dry:
+        deliveries.warn(opened, found.workflow)
     if as_json:
         output.document({"workflow": found.workflow, "changes": [change._asdict() for change in differences]})
         return

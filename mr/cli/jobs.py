@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from mr.cli import output, policies
+from mr.cli import deliveries, output, policies
 from mr.cli.edge import Command, say, store
 from mr.cli.entities import known, put
 from mr.errors import JobNotFound
@@ -44,6 +44,8 @@ def create(
         retention_s=retention_s,
     )
     put(workflow, "job", job, record, f"Delete it first: mr_kv_job_delete {workflow} {job}")
+    if notify:
+        deliveries.warn(store(), workflow)
 
 
 @click.command(cls=Command, example="$ mr_kv_job_delete words wordcount")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mr.cli import output, policies
+from mr.cli import deliveries, output, policies
 from mr.cli.edge import Command, say, store
 from mr.errors import WorkflowNotFound
 from mr.kv.base import Store
@@ -71,6 +71,8 @@ def create(
     if not catalog.create_workflow(store(), workflow, description, limits, chosen):
         say(f"The workflow {workflow!r} is there already, unchanged.")
     output.entity("workflow", workflow, Draft(workflow, description, limits=limits, policies=chosen).workflow())
+    if notify:
+        deliveries.warn(store(), workflow)
 
 
 @click.command(
@@ -119,6 +121,7 @@ def set_policies(
     if not catalog.change(opened, workflow, edit):
         say(f"The workflow {workflow!r} is like that already.")
     output.entity("workflow", workflow, read(opened, workflow))
+    deliveries.warn(opened, workflow)
 
 
 @click.command(cls=Command, example="$ mr_kv_workflow_set_limits words --max-open-requests 100")

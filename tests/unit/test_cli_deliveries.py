@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from cli_runs import Commands
 
+from mr.cli.jobs import create as create_job
 from mr.engine import deliver, ops
 from mr.engine.shell import to_txn
 from mr.kv.base import Put, Txn
@@ -189,8 +190,23 @@ def test_the_doctor_tells_what_was_given_up_and_who_is_never_told(commands: Comm
     given_up, never = findings(commands)
     assert given_up.startswith("warning: A delivery of 'words' could not be made, as to https://hooks.example.com/…: ")
     assert "jobx delivery resend words --all" in given_up
-    assert "The workflow 'words' is to tell somebody who is never told" in never
+    assert "The workflow 'words' names mailto:ops@example.com, which is never told" in never
     assert "MR_EMAIL_SMTP_HOSTNAME" in never
+
+
+def test_whoever_names_somebody_who_is_never_told_is_warned(commands: Commands) -> None:
+    jobs = commands.directory / "words" / "jobs.yaml"
+    jobs.write_text(f"{jobs.read_text()}notify: [mailto:ops@example.com, https://example.com/hook]\n")
+    done = commands.jobx("apply", str(jobs.parent))
+    assert done.exit_code == 0
+    [warned] = [line for line in done.stderr.splitlines() if line.startswith("Warning: ")]
+    assert "the workflow 'words' names mailto:ops@example.com, which is never told: " in warned
+    arguments = ("words", "other", "", "count", "--notify", "https://127.0.0.1/hook")
+    warned = commands.run(
+        create_job, *arguments, MR_EMAIL_SMTP_HOSTNAME="mail", MR_EMAIL_SMTP_FROM_EMAIL="a@b.c"
+    ).stderr
+    assert "the job 'other' of 'words' names https://127.0.0.1/…, which is never told" in warned
+    assert "ops@example.com" not in warned
 
 
 def test_keys_of_the_dead_and_the_living_are_one_anothers() -> None:
