@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import msgspec
 
 from mr import __version__
 from mr.config import Config
-from mr.errors import DeliveryFailed, ForbiddenURL, InvalidInput
+from mr.errors import CorruptRecord, DeliveryFailed, ForbiddenURL, InvalidInput
 from mr.findings import Finding
 from mr.kv.base import Store
 from mr.model import keys, secrets
@@ -22,6 +23,8 @@ from mr.outgoing import http, signing
 from mr.outgoing.guard import Guard
 from mr.outgoing.mail import Mail
 from mr.outgoing.settings import guard, mailer
+
+log = logging.getLogger(__name__)
 
 USER_AGENT = f"JobX/{__version__}"
 
@@ -89,8 +92,18 @@ class Notifier:
         request = self._request(delivery)
         if delivery.kind == "message":
             return facts.of_message(delivery, request, self._config.public_url), None
-        why = self._explain(self._store, request) if request is not None and request.state == "failed" else None
+        why = self._why(request)
         return facts.of_request(delivery, request, why, self._config.public_url), why
+
+    def _why(self, request: Request | None) -> Why | None:
+        if request is None or request.state != "failed":
+            return None
+        try:
+            return self._explain(self._store, request)
+        except CorruptRecord as error:
+            # That it failed is told all the same.
+            log.warning("Why the request %s failed cannot be told: %s", request.request_id, error)
+            return None
 
     def _request(self, delivery: Delivery) -> Request | None:
         key = keys.request(delivery.workflow_name, delivery.request_id or "")

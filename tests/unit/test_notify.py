@@ -17,6 +17,7 @@ from trace_requests import BEGAN, WORKFLOW, Story
 
 from mr.config import Config
 from mr.errors import DeliveryFailed, InvalidInput
+from mr.kv.base import Put, Txn
 from mr.kv.memory import MemoryStore
 from mr.model import deliveries, keys, secrets
 from mr.model.deliveries import Delivery
@@ -228,6 +229,15 @@ def test_news_of_handlers_count_and_name_them(config: Config, story: Story, hook
     assert (document["type"], document["timestamp"]) == ("handlers.changed", "2023-11-14T22:13:20.000Z")
     assert document["data"]["counts"] == {"new": 2, "updated": 0, "deleted": 1}
     assert (document["data"]["new"], document["data"]["deleted"]) == (["a", "b"], ["c"])
+
+
+def test_that_it_failed_is_told_also_where_nobody_can_tell_why(config: Config, story: Story, hooks: Hooks) -> None:
+    delivery = owed(story, hooks.url)
+    broken = keys.invocation(WORKFLOW, story.id, story.child(story.root, 2))
+    story.store.commit([Txn(puts=(Put(broken, b"{"),))])
+    notifier(config, story).notify(delivery)
+    data = hooks.received[0].json["data"]
+    assert (data["state"], data["since"], data["error"], data["path"]) == ("failed", None, None, [])
 
 
 def test_a_listener_that_refuses_is_asked_again(config: Config, story: Story, hooks: Hooks) -> None:
