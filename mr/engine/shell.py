@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -27,6 +28,8 @@ from mr.model.records import Dataset, Manifest
 from mr.queue.base import Message, Queue
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 def to_txn(change: ops.Change) -> Txn:
@@ -112,6 +115,12 @@ class Platform:
             self._deliver(delivery)
         except DeliveryFailed as error:
             return ops.Undelivered(str(error), error.is_final, error.retry_after_s or 0.0)
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            # What goes wrong with one is no reason to try it without a pause, or for ever.
+            log.exception("the delivery %s went wrong", delivery.delivery_id)
+            return ops.Undelivered(f"{type(error).__name__}: {error}")
         return None
 
     def _perform_on_files(self, op: ops.Op) -> Any:

@@ -16,7 +16,10 @@ from servers.mail import MailServer
 from trace_requests import BEGAN, WORKFLOW, Story
 
 from mr.config import Config
-from mr.errors import DeliveryFailed, InvalidInput
+from mr.engine import ops
+from mr.engine.shell import Platform
+from mr.errors import DeliveryFailed, InvalidInput, StoreUnavailable
+from mr.fs.local import LocalFiles
 from mr.kv.base import Put, Txn
 from mr.kv.memory import MemoryStore
 from mr.model import deliveries, keys, secrets
@@ -25,6 +28,7 @@ from mr.model.entities import Failure, Request, Workflow
 from mr.notify import facts, mails, samples
 from mr.notify.notifier import Notifier, check, examine, webhook
 from mr.outgoing import signing
+from mr.queue.memory import MemoryQueue
 from mr.trace.why import explain
 
 TRACEBACK = """Traceback (most recent call last):
@@ -244,6 +248,19 @@ def test_a_listener_that_refuses_is_asked_again(config: Config, story: Story, ho
     hooks.answer = lambda hook: 503
     error = refused(config, story, owed(story, hooks.url))
     assert "503" in str(error) and not error.is_final
+
+
+def test_whatever_goes_wrong_is_a_try_that_failed_but_a_store_that_is_away(story: Story) -> None:
+    errors: list[Exception] = [ZeroDivisionError("a mistake of ours"), StoreUnavailable("away")]
+
+    def fails(delivery: Delivery) -> None:
+        raise errors.pop(0)
+
+    platform = Platform(story.store, MemoryQueue(), LocalFiles(Path("/nowhere")), fails)
+    wanted = ops.Deliver(owed(story, "https://example.com/"))
+    assert platform.perform(wanted) == ops.Undelivered("ZeroDivisionError: a mistake of ours")
+    with pytest.raises(StoreUnavailable):
+        platform.perform(wanted)
 
 
 def test_a_url_that_may_not_be_called_is_final_until_somebody_allows_it(
