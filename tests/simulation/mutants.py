@@ -11,15 +11,20 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+import msgspec
+
+from mr.engine import redrive
 from mr.engine.cleanup import cleanup
 from mr.engine.handle import _Sight
 from mr.engine.join import read_join
-from mr.engine.ops import Get
+from mr.engine.ops import Change, Get, Write
 from mr.model import keys
 from mr.model.entities import Request
+from mr.model.records import Mark
 
 _read_sight = _Sight.read
 _of_request = keys.of_request
+_begin, _to_open, _to_waiting = redrive.begin, redrive.to_open, redrive.to_waiting
 
 
 def _nothing(*args: Any, **kwargs: Any) -> Generator[Any, Any, int]:
@@ -53,6 +58,42 @@ def _any_child(sight: Any) -> Any:
     return sight.seal is not None and sight.seal.record is not None
 
 
+def _needs_all(record: Any, epoch: int, need: int) -> Any:
+    return _to_waiting(record, epoch, record.mapped_count)
+
+
+def _same_epoch(record: Any, epoch: int, need: int) -> Any:
+    return _to_waiting(record, record.epoch, need)
+
+
+def _open_in_same_epoch(sealed: Any, epoch: int, *args: Any) -> Any:
+    return _to_open(sealed, sealed.epoch, *args)
+
+
+def _still_closed(sealed: Any, *args: Any) -> Any:
+    return msgspec.structs.replace(_to_open(sealed, *args), open=sealed.open)
+
+
+def _ready_as_it_was(record: Any) -> Any:
+    return msgspec.structs.replace(record, state="ready")
+
+
+def _no_suspects(*args: Any) -> Any:
+    return set()
+    yield
+
+
+def _live_at_once(request: Any, manifest: str, now: float) -> Change:
+    """The request runs while it is still put back."""
+    change = _begin(request, manifest, now)
+    live = Write(keys.live(request.record.workflow_name, request.record.request_id), Mark())
+    return change._replace(writes=(*change.writes, live))
+
+
+def _whole_shard(sealed: Any, shard: int) -> int:
+    return len(range(shard, sealed.children, sealed.shards))
+
+
 class Mutant(NamedTuple):
     name: str
     mutations: tuple[str, ...] = ()
@@ -71,6 +112,11 @@ def _both(transition: str, rule: str) -> tuple[str, ...]:
     """The rule in a transition and in the variant that ends the request, or carries on with the reduce."""
     return (f"{transition}:{rule}", f"{transition}-request:{rule}", f"{transition}-claim:{rule}")
 
+
+_REMEMBERS: tuple[tuple[str, Any], ...] = (
+    ("mr.engine.sweep._run_of", lambda parent, epoch: parent),
+    ("mr.engine.sweep.Memory.begins", lambda *args: None),
+)
 
 CAUGHT = [
     Mutant("every fence without own", ("*:own",)),
@@ -123,6 +169,28 @@ CAUGHT = [
     Mutant("cleanup before delivery", ("cleanup-before-delivery",)),
     Mutant("cleanup is not resumed", (), (("mr.engine.sweep.cleanup", _no_resume),)),
     Mutant("cleanup removes the request first", (), (("mr.model.keys.of_request", _request_first),)),
+    Mutant("redrive begins without request", ("redrive-begin:request",)),
+    Mutant("redrive puts back without request", ("redrive-page:request",)),
+    Mutant("redrive ends without request", ("redrive-end:request",)),
+    Mutant("redrive begins with a live key", (), (("mr.engine.redrive.begin", _live_at_once),)),
+    Mutant("redrive is not resumed", (), (("mr.engine.sweep.resume", _nothing),)),
+    Mutant("redrive needs all children", (), (("mr.engine.redrive.to_waiting", _needs_all),)),
+    Mutant(
+        "redrive counts in the same epoch",
+        (),
+        (("mr.engine.redrive.to_waiting", _same_epoch), ("mr.engine.redrive.to_open", _open_in_same_epoch)),
+    ),
+    Mutant("redrive leaves seals closed", (), (("mr.engine.redrive.to_open", _still_closed),)),
+    Mutant("redrive leaves reduces as they were", (), (("mr.engine.redrive._Walk._reduces", _nothing),)),
+    Mutant("redrive counts earlier attempts", (), (("mr.engine.redrive.to_ready", _ready_as_it_was),)),
+    Mutant("redrive leaves owners, and nothing is abandoned", ("redrive-page!own/", "no-abandon")),
+    Mutant("redrive does not look below what is done", (), (("mr.engine.redrive._suspects", _no_suspects),)),
+    Mutant("redrive leaves failures", ("redrive-page!done/",)),
+    Mutant("redrive leaves the result", ("redrive-begin!result/",)),
+    Mutant("redrive leaves the expiry", ("redrive-begin!expire/",)),
+    Mutant("redrive is found again when it has ended", ("redrive-end!redrive/",)),
+    Mutant("cancel of a redrive without request", ("cancel-redriving:request",)),
+    Mutant("sweep remembers what ended before a redrive", (), _REMEMBERS),
 ]
 
 REDUNDANT = {
@@ -135,6 +203,12 @@ REDUNDANT = {
     "no abandon": Mutant("", ("no-abandon",)),
     "cleanup without live": Mutant("", ("cleanup-begin:live",)),
     "deliver without delivery": Mutant("", ("deliver:delivery",)),
+    "redrive begins without live": Mutant("", ("redrive-begin:live",)),
+    "redrive leaves owners": Mutant("", ("redrive-page!own/",)),
+    "redrive forgets how many a shard needs": Mutant("", (), (("mr.model.records.Seal.needed", _whole_shard),)),
+    "redrive sends no next child": Mutant("", (), (("mr.engine.join._wake_next_again", _nothing),)),
+    "sweep knows no epochs": Mutant("", (), _REMEMBERS[:1]),
+    "sweep paces as before a redrive": Mutant("", (), _REMEMBERS[1:]),
     "carry on without own": Mutant("", ("collect-claim:reduce-own", "seal-claim:reduce-own")),
     "carry on without invocation": Mutant("", ("collect-claim:reduce-invocation", "seal-claim:reduce-invocation")),
     "no next child": Mutant("", (), (("mr.engine.join.wake_children", _nothing),)),

@@ -16,6 +16,7 @@ BLOCK = 500
 TRANSITIONS = (
     "abandon",
     "cancel",
+    "cancel-redriving",
     "claim",
     "cleanup-begin",
     "cleanup-last",
@@ -31,6 +32,9 @@ TRANSITIONS = (
     "part",
     "reap",
     "hand-back",
+    "redrive-begin",
+    "redrive-end",
+    "redrive-page",
     "release",
     "retry",
     "seal",

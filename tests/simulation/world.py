@@ -6,8 +6,8 @@ unknown or it is applied late, and which transactions are grouped. Mappers answe
 After some time the faults stop, and everything must come to its end. Invariants are checked from outside, at every
 commit.
 
-``mutations`` takes rules away, to prove that the checks have teeth: ``transition:rule`` drops that compare, other names
-are looked up where they are used.
+``mutations`` takes rules away, to prove that the checks have teeth: ``transition:rule`` drops that compare,
+``transition!prefix`` the deletes of such keys; other names are looked up where they are used.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mr.engine.handle import handle
 from mr.engine.redrive import redrive
 from mr.engine.submit import Key, cancel, submit
 from mr.engine.sweep import Memory, Sweep
-from mr.errors import Conflict, RequestExpired, RequestNotFound
+from mr.errors import Conflict, NothingToRedrive, RequestExpired, RequestNotFound
 from mr.handlers.protocol import Children, Direction, Failed, Finished, Output
 from mr.model import ids, keys
 from mr.model.entities import Invocation, Job, Request, Step
@@ -192,6 +192,8 @@ class World:
         self.runs: Counter[tuple[str, int]] = Counter()
         self.lives: Counter[str] = Counter()
         self.ends: Counter[str] = Counter()
+        self.claims: Counter[tuple[str, int]] = Counter()
+        self.retries: Counter[tuple[str, int]] = Counter()
         self.kept: dict[str, set[str]] = {}
         self.owing: dict[str, set[str]] = defaultdict(set)
         self.mapped: dict[str, int] = {}
@@ -291,8 +293,14 @@ class World:
         return any(key.startswith(prefix) and not stored.record.ok for key, stored in self.store.items())
 
     def _redrive(self, process: Process, request_id: str, newest: str | None) -> Any:
-        with contextlib.suppress(Conflict, RequestExpired, RequestNotFound):
+        before = self.read(keys.request(WORKFLOW, request_id))
+        try:
             yield from redrive(self.envs[process], WORKFLOW, request_id, newest)
+        except NothingToRedrive:
+            if self.read(before.key) == before and self._has_failures(request_id):
+                raise Violation("failures were not found") from None
+        except (Conflict, RequestExpired, RequestNotFound):
+            pass
 
     # --- machinery --------------------------------------------------------------------------------------------------
 
@@ -646,20 +654,31 @@ class World:
             raise Violation(f"{name} after the end")
         if name in ("submit", "redrive-end"):
             self.lives[request_id] += 1
-        if keys.live(WORKFLOW, request_id) in change.deletes:
-            self.ends[request_id] += 1
-            if self.ends[request_id] > self.lives[request_id]:
-                raise Violation("ended twice")
-        self.owing[request_id].update(write.key for write in change.writes if write.key.startswith("delivery/"))
         self._check_counts(change)
+        self._check_end_of(change, request_id)
         if name == "cleanup-last":
             self.cleaned.add(request_id)
         elif name == "release":
             self._check_release(change.writes[0].record)
+        elif name == "retry":
+            self.retries[change.writes[0].record.invocation_id, self.lives[request_id]] += 1
         elif name in ("claim", "collect-claim", "seal-claim"):
             self._check_claim(change)
+        elif name == "redrive-end" and self._has_failures(request_id):
+            raise Violation("a failure was not put back")
         if name == "complete" and any(write.key.startswith("result/") for write in change.writes):
             self._check_result(request_id)
+
+    def _check_end_of(self, change: ops.Change, request_id: str) -> None:
+        if keys.live(WORKFLOW, request_id) in change.deletes:
+            self.ends[request_id] += 1
+            if self.ends[request_id] > self.lives[request_id]:
+                raise Violation("ended twice")
+        ended = next((write.record for write in change.writes if isinstance(write.record, Request)), None)
+        has_result = keys.result(WORKFLOW, request_id) in self.store
+        if ended is not None and ended.state in ENDED and has_result != (ended.state == "done"):
+            raise Violation(f"a result of another run: {change.name}")
+        self.owing[request_id].update(write.key for write in change.writes if write.key.startswith("delivery/"))
 
     def _check_submit(self, change: ops.Change, request_id: str) -> None:
         if request_id in self.submitted:
@@ -722,6 +741,10 @@ class World:
 
     def _check_claim(self, change: ops.Change) -> None:
         claimed = change.writes[-1].record
+        run = (claimed.invocation_id, self.lives[claimed.request_id])
+        self.claims[run] += 1
+        if claimed.failures > self.retries[run] or claimed.lost >= self.claims[run]:
+            raise Violation(f"attempts of an earlier run count: {claimed.invocation_id}")
         if claimed.invocation_id in self.kept.get(claimed.request_id, ()):
             raise Violation(f"done well before the redrive, and run again: {claimed.invocation_id}")
         for kind in (keys.done, keys.seal):
@@ -910,6 +933,10 @@ class World:
             task.answer = ops.Committed(True)
             self.ready.append(task)
             return
+        for mutation in self.mutations:
+            name, _, prefix = mutation.partition("!")
+            if prefix and name == change.name:
+                change = change._replace(deletes=tuple(key for key in change.deletes if not key.startswith(prefix)))
         if "exceed-keeps-open" in self.mutations and change.name == "exceed":
             change = change._replace(writes=tuple(w for w in change.writes if not w.key.startswith("seal/")))
         if "children-before-seal" in self.mutations and change.name == "seal":
