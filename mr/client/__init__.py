@@ -9,6 +9,7 @@ with Client("http://127.0.0.1:8080") as jobx:
 from mr.client.answers import Failure, RootProgress, Status, Submitted
 from mr.client.client import Client, Pair
 from mr.client.errors import (
+    BrokenOff,
     Busy,
     ClientError,
     InvalidRequest,
@@ -24,6 +25,7 @@ from mr.client.errors import (
 from mr.model.progress import Cause, Counts, Progress, StepCounts, Waiting
 
 __all__ = [
+    "BrokenOff",
     "Busy",
     "Cause",
     "Client",

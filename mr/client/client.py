@@ -14,7 +14,7 @@ import msgspec
 
 from mr.client.answers import Status, Submitted
 from mr.client.connection import Answer, Connection
-from mr.client.errors import StillRunning, Unreachable
+from mr.client.errors import BrokenOff, StillRunning, Unreachable
 from mr.client.events import Reader
 from mr.model import pairs
 from mr.model.progress import Progress
@@ -23,6 +23,9 @@ Pair = tuple[Any, Any]
 """A key, with lists as tuples, and a value."""
 
 LINES = "application/x-ndjson"
+
+_LIVELY_S = 5.0
+"""A stream that lived for so long was broken off by something on the way, and not because it cannot be."""
 
 _WAIT_S = 20.0
 """How long a POST waits for a result; after that its events are followed, which cannot be taken for a dead server."""
@@ -175,38 +178,36 @@ class Client:
         :raises StillRunning: it did not end, within so many seconds.
         """
         until = None if seconds is None else time.monotonic() + seconds
-        reader = Reader()
-        failed: Unreachable | None = None
+        reader, broken = Reader(), 0
         while True:
+            opened, error = time.monotonic(), BrokenOff("The events of the request broke off, again and again.")
             try:
                 for progress in self._stream(_path(workflow, request_id), reader, until):
-                    failed = None
-                    if progress is None:
-                        continue
                     yield progress
                     # The newest may be another one, the next time.
-                    request_id = progress.request_id
+                    request_id, broken = progress.request_id, 0
                     if progress.has_ended:
                         return
-            except Unreachable as error:
-                if failed is not None:
-                    raise
-                failed = error
+            except BrokenOff as found:
+                error = found
             except TimeoutError:
                 raise StillRunning(request_id, seconds) from None
+            broken = 1 if time.monotonic() - opened > _LIVELY_S else broken + 1
+            if broken > max(1, self._connection.retries):
+                raise error
             if until is not None and time.monotonic() + reader.retry_s >= until:
                 raise StillRunning(request_id, seconds)
             time.sleep(reader.retry_s)
 
-    def _stream(self, path: str, reader: Reader, until: float | None) -> Iterator[Progress | None]:
+    def _stream(self, path: str, reader: Reader, until: float | None) -> Iterator[Progress]:
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": reader.event_id} if reader.event_id else {})
         left_s = None if until is None else until - time.monotonic()
         if left_s is not None and left_s <= 0:
             raise TimeoutError
         with self._connection.ask("GET", f"{path}/events", headers=headers, at_most_s=left_s) as answer:
             for event in reader.read(answer.lines(until)):
-                is_known = event is not None and event.name in ("progress", "end")
-                yield _decode(event.data.encode(), Progress) if event is not None and is_known else None
+                if event.name in ("progress", "end"):
+                    yield _decode(event.data.encode(), Progress)
 
 
 _JSON = {"Accept": "application/json"}
@@ -231,7 +232,7 @@ def _pairs(answer: Answer) -> Iterator[Pair]:
             [(key, value)] = pairs.parse_pairs(b"[%b]" % line)
         except pairs.InvalidPair as error:
             # One that is sent without chunks may end anywhere.
-            raise Unreachable(f"The result broke off: {error}") from error
+            raise BrokenOff(f"The result broke off: {error}") from error
         yield key, value
 
 

@@ -16,7 +16,7 @@ from urllib3.exceptions import HTTPError, MaxRetryError
 from urllib3.response import BaseHTTPResponse
 from urllib3.util import Retry, Timeout
 
-from mr.client.errors import ClientError, Unreachable, refused
+from mr.client.errors import BrokenOff, ClientError, Unreachable, refused
 
 REPEATED = (429, 502, 503, 504)
 """Nothing was accepted, or nobody knows; asking again is harmless, as every POST has an idempotency key."""
@@ -50,7 +50,7 @@ class Answer:
         """The body. ``until`` is when to stop waiting for more, on the monotonic clock.
 
         :raises TimeoutError: nothing came until then.
-        :raises Unreachable: it ended before it was whole.
+        :raises BrokenOff: it ended before it was whole.
         """
         try:
             for piece in self._response.stream(_BYTES):
@@ -60,7 +60,7 @@ class Answer:
         except (HTTPError, OSError) as error:
             if until is not None and time.monotonic() >= until:
                 raise TimeoutError from None
-            raise Unreachable(f"The answer broke off: {error}") from error
+            raise BrokenOff(f"The answer broke off: {error}") from error
 
     def _wait_until(self, until: float) -> None:
         left = until - time.monotonic()
@@ -113,7 +113,7 @@ class Connection:
             backoff_jitter=0.1,
             raise_on_status=False,
         )
-        self.url = url
+        self.url, self.retries = url, retries
 
     @contextmanager
     def ask(

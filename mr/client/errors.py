@@ -19,6 +19,10 @@ class Unreachable(ClientError):
     """
 
 
+class BrokenOff(Unreachable):
+    """An answer began, and ended before it was whole."""
+
+
 class StillRunning(ClientError, TimeoutError):
     """The request has not ended, in the time that it was waited for; it goes on."""
 

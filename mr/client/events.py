@@ -21,14 +21,14 @@ class Reader:
         self.event_id = ""
         self.retry_s = retry_s
 
-    def read(self, lines: Iterable[bytes]) -> Iterator[Event | None]:
-        """None for what is no event, so that whoever reads sees that something came. An event that is not closed by an
-        empty line does not count."""
+    def read(self, lines: Iterable[bytes]) -> Iterator[Event]:
+        """One that is not closed by an empty line does not count."""
         name, data = "", list[str]()
         for line in lines:
             text = line.rstrip(b"\r").decode("utf-8", "replace")
             if not text:
-                yield Event(name or "message", "\n".join(data), self.event_id) if data else None
+                if data:
+                    yield Event(name or "message", "\n".join(data), self.event_id)
                 name, data = "", []
                 continue
             field, _, value = text.partition(":")

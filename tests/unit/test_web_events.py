@@ -87,8 +87,7 @@ class Stream:
                 yield from piece.splitlines() or [b""]
 
         for event in Reader().read(lines()):
-            if event is not None:
-                self.seen.append(event)
+            self.seen.append(event)
 
     def has_seen(self, number: int) -> bool:
         return len(self.seen) >= number
@@ -159,7 +158,7 @@ def test_an_ended_request_is_told_of_once(opened: Opened) -> None:
     request_id = opened.stack.submit()
     opened.stack.succeed(request_id, done())
     answer = opened.stack.client.get(f"/request/words/{request_id}/events")
-    [event] = [event for event in Reader().read(answer.data.splitlines()) if event]
+    [event] = Reader().read(answer.data.splitlines())
     assert (event.name, told(event)["state"]) == ("end", "done")
     assert not opened.events.streams
     again = opened.stack.client.get(f"/request/words/{request_id}/events", headers={"Last-Event-ID": event.event_id})
@@ -307,5 +306,5 @@ def test_text_in_an_event_is_on_one_line(opened: Opened) -> None:
     answer = opened.stack.client.get(f"/request/words/{request_id}/events")
     assert answer.data.count(b"\n") == 4
     assert b"\r" not in answer.data
-    [event] = [event for event in Reader().read(answer.data.split(b"\n")) if event]
+    [event] = Reader().read(answer.data.split(b"\n"))
     assert told(event)["error"]["exception_message"] == "a\n\nevent: end\rdata: b\u2028"
