@@ -126,15 +126,22 @@ class Folder:
         with self._at(path) as place:
             if kind == "r":
                 file = self._read(place)
-                if not is_text:
-                    return file
-                return io.TextIOWrapper(file, encoding or "utf-8", errors, newline)
-            whole = self._write(place, cast(Literal["w", "x", "a"], kind), os.fspath(path))
-        writer: TextWriter | BinaryWriter = BinaryWriter(whole)
-        if is_text:
-            writer = TextWriter(cast(BinaryWriter, writer), encoding or "utf-8", errors, newline)
-        self._unfinished.add(writer)
-        return cast(IO[Any], writer)
+                try:
+                    return io.TextIOWrapper(file, encoding or "utf-8", errors, newline) if is_text else file
+                except BaseException:
+                    file.close()
+                    raise
+            writer = self._write(place, cast(Literal["w", "x", "a"], kind), os.fspath(path))
+        if not is_text:
+            self._unfinished.add(writer)
+            return writer
+        try:
+            text = TextWriter(cast(BinaryIO, writer), encoding or "utf-8", errors, newline)
+        except BaseException:
+            writer.abandon()
+            raise
+        self._unfinished.add(text)
+        return text
 
     def cp(self, source: AnyPath, target: AnyPath) -> None:
         """Copies a file; ``target`` is its new path, and a file there is replaced.
@@ -335,15 +342,16 @@ class Folder:
         self._look_at_file(place)
         return self._tree().read(place)
 
-    def _write(self, place: Parts, mode: Literal["w", "x", "a"], path: str) -> WholeFile:
+    def _write(self, place: Parts, mode: Literal["w", "x", "a"], path: str) -> BinaryWriter:
         if self._refuse_directory(place) and mode == "x":
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-        return WholeFile(self._tree().write(place, mode, self._partial), path, "a" if mode == "a" else "w")
+        whole = WholeFile(self._tree().write(place, mode, self._partial), path, "a" if mode == "a" else "w")
+        return BinaryWriter(whole, self._unfinished)
 
     def _copy(self, place: Parts, to: Parts) -> None:
         with self._at(self._named(place)):
             source = self._read(place)
-        with source, self._at(self._named(to)), BinaryWriter(self._write(to, "w", self._named(to))) as target:
+        with source, self._at(self._named(to)), self._write(to, "w", self._named(to)) as target:
             shutil.copyfileobj(source, target, _PIECE_BYTES)
 
     def _named(self, place: Parts) -> str:

@@ -283,6 +283,7 @@ class Runner:
             else:
                 self._put_output(_grouped(output))
         except HandlerContractError:
+            self._files.abandon()
             output.close()
             raise
 
@@ -309,6 +310,7 @@ class Runner:
         try:
             self._put_output(f"[{key},{value}]" for key, value in output.texts())
         except HandlerContractError:
+            self._files.abandon()
             output.close()
             raise
 

@@ -177,6 +177,9 @@ def test_modes_are_those_of_open_but_one_at_a_time(files: WorkflowFolder) -> Non
             files.open("a", mode)
     with pytest.raises(ValueError, match="text"):
         files.open("a", "rb", encoding="utf-8")
+    for mode in "rw":
+        with pytest.raises(LookupError):
+            files.open("a", mode, encoding="nope")
     assert everything(files) == {"a": "x"}
 
 

@@ -29,8 +29,8 @@ class _Noted(Draft):
         self.ends.append("discarded")
 
 
-def opened(draft: Draft) -> TextWriter:
-    return TextWriter(BinaryWriter(WholeFile(draft, "its name", "w")), "utf-8")
+def opened(draft: Draft, unfinished: Unfinished | None = None) -> TextWriter:
+    return TextWriter(BinaryWriter(WholeFile(draft, "its name", "w"), unfinished or Unfinished()), "utf-8")
 
 
 @pytest.fixture
@@ -51,10 +51,25 @@ def test_closing_publishes_once(draft: _Noted) -> None:
 
 
 def test_a_file_that_nobody_has_any_more_is_published(draft: _Noted) -> None:
-    with pytest.warns(ResourceWarning):
-        opened(draft).write("x")
-        gc.collect()
+    opened(draft).write("x")
+    gc.collect()
     assert draft.ends == ["published"]
+
+
+@pytest.mark.parametrize("is_text", [True, False])
+def test_what_cannot_be_published_when_nobody_has_it_any_more_is_told_at_the_end(is_text: bool) -> None:
+    unfinished = Unfinished()
+    draft = _Noted("/dev/full")
+    if is_text:
+        opened(draft, unfinished).write("x")
+    else:
+        BinaryWriter(WholeFile(draft, "its name", "w"), unfinished).write(b"x")
+    gc.collect()
+    assert draft.ends == ["discarded"]
+    with pytest.raises(OSError) as caught:
+        unfinished.close()
+    assert caught.value.errno == errno.ENOSPC
+    unfinished.close()
 
 
 def test_what_was_abandoned_is_written_to_in_vain(draft: _Noted) -> None:
@@ -86,15 +101,19 @@ def test_what_cannot_be_published_is_discarded_and_told_by_its_name(tmp_path: Pa
     assert draft.ends == ["published", "discarded"]
 
 
-def test_a_forked_child_publishes_nothing_of_its_parents(draft: _Noted) -> None:
+def test_a_forked_child_neither_writes_nor_publishes_anything_of_its_parents(draft: _Noted, tmp_path: Path) -> None:
     file = opened(draft)
+    file.write("buffered")
     process = os.fork()
     if process == 0:
-        file.close()
+        with suppress(OSError):
+            file.close()
+            os._exit(1)
         os._exit(len(draft.ends))
     assert os.waitpid(process, 0)[1] == 0
     file.close()
     assert draft.ends == ["published"]
+    assert (tmp_path / "draft").read_text() == "buffered"
 
 
 def test_one_that_cannot_be_closed_at_the_end_takes_the_others_with_it(tmp_path: Path) -> None:
