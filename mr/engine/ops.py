@@ -219,7 +219,7 @@ class Settings:
     resend_last_s: float = 300.0
     resend_vain_s: float = 3600.0
     """The longest pause where no live worker can run what is sent."""
-    expire_s: float = 0.5
+    expire_s: float = 1.0
     """How long requests that are due are removed in one round of the sweep."""
     deliver_first_s: float = 2.0
     deliver_last_s: float = 3600.0

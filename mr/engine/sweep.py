@@ -39,7 +39,7 @@ _ENDED = ("done", "failed")
 
 _LOOK_AT_DUE_S = 2.0
 
-_EXPIRED = 100
+_EXPIRED = 200
 """How many requests that are due are removed in one round, at most."""
 
 _REAPED = 100

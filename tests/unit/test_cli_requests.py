@@ -11,7 +11,7 @@ import pytest
 from cli_runs import ADD, Commands
 from trace_requests import Story
 
-from mr.cli import invocations, requests
+from mr.cli import invocations, requests, submitting
 from mr.cli.main import main
 from mr.model import ids, keys
 
@@ -40,12 +40,12 @@ def words(commands: Commands) -> Commands:
 
 
 def create(commands: Commands, *arguments: str) -> dict[str, Any]:
-    shown: dict[str, Any] = commands.printed(requests.create, "words", "wordcount", *arguments)
+    shown: dict[str, Any] = commands.printed(submitting.create, "words", "wordcount", *arguments)
     return shown
 
 
 def arguments_of(commands: Commands, request_id: str) -> dict[str, Any]:
-    shown = commands.printed(invocations.graph, "words", request_id)
+    shown = commands.printed(invocations.graph, "words", request_id, "--json")
     return dict(shown["root"]["data"]["arguments"]["pairs"])
 
 
@@ -129,16 +129,16 @@ def test_declared_types_decide_what_a_value_is(words: Commands) -> None:
     shown = create(words, "-a", "text", "3", "-a", "options", '{"a": 1}', "-a", "anything", "[1]")
     expected = {"text": "3", "times": 1, "options": {"a": 1}, "anything": [1]}
     assert arguments_of(words, shown["primary_key"]) == expected
-    said = words.said(requests.create, "words", "wordcount", "-a", "text", "x", "-a", "times", "many")
+    said = words.said(submitting.create, "words", "wordcount", "-a", "text", "x", "-a", "times", "many")
     assert "'times' has to be an integer" in said
-    assert "'text'" in words.said(requests.create, "words", "wordcount")
-    assert "Did you mean 'text'?" in words.said(requests.create, "words", "wordcount", "-a", "txt", "x")
+    assert "'text'" in words.said(submitting.create, "words", "wordcount")
+    assert "Did you mean 'text'?" in words.said(submitting.create, "words", "wordcount", "-a", "txt", "x")
 
 
 def test_only_jobs_that_are_there_are_submitted_to(words: Commands) -> None:
-    assert "Did you mean 'wordcount'?" in words.said(requests.create, "words", "wordcont")
-    assert "There are: words" in words.said(requests.create, "wrds", "wordcount")
-    twice = words.run(requests.create, "words", "wordcount", "-a", "x", "1", "-a", "x", "2")
+    assert "Did you mean 'wordcount'?" in words.said(submitting.create, "words", "wordcont")
+    assert "There are: words" in words.said(submitting.create, "wrds", "wordcount")
+    twice = words.run(submitting.create, "words", "wordcount", "-a", "x", "1", "-a", "x", "2")
     assert twice.exit_code == 2
 
 
