@@ -405,11 +405,25 @@ def test_a_server_that_says_nothing_is_left(serve: Callable[..., Server]) -> Non
     assert server.was_cut.wait(LONG_S)
 
 
-def test_a_server_that_does_not_read_is_left(serve: Callable[..., Server]) -> None:
+@pytest.mark.parametrize("size", [0, 200_000])
+def test_a_server_that_does_not_read_or_only_in_sips_is_left(serve: Callable[..., Server], size: int) -> None:
     gone = threading.Event()
-    server = serve(lambda connection: gone.wait(LONG_S) and None)
-    assert "it took longer than" in failure(server.url, body=(b"x" * 1_000_000 for _ in range(1000)), seconds=SHORT_S)
-    gone.set()
+
+    def talk(connection: socket.socket) -> None:
+        while not gone.wait(0.01):
+            if size:
+                connection.recv(size)
+
+    def body() -> Iterator[bytes]:
+        for _ in range(100):
+            yield b"x" * 1_000_000
+        raise AssertionError("it goes on")
+
+    server = serve(talk)
+    try:
+        assert "it took longer than" in failure(server.url, body=body(), seconds=SHORT_S)
+    finally:
+        gone.set()
 
 
 def test_an_agreement_on_tls_that_does_not_come_is_left(serve: Callable[..., Server]) -> None:
