@@ -107,7 +107,7 @@ def _paper() -> tuple[int | None, bool, str]:
 
     # Rich knows of NO_COLOR and of terminals that have no colours.
     console = Console()
-    return console.width, console.color_system is not None, sys.stdout.encoding
+    return console.width, console.color_system is not None and not console.no_color, sys.stdout.encoding
 
 
 def _echo(text: str) -> None:

@@ -279,10 +279,11 @@ def _failing_label(group: Group) -> str:
         record = node.record
         number = number_of(record)
         place = None if record.error is None else place_of(record.error.traceback)
+        told = _told(record, 2 * LINE_CHARACTERS)
         rows.append(
             _row(
                 _small(escaped(f"{'' if number is None else number} {node.key or ''}".strip()), _INK),
-                _small(escaped(_told(record, 2 * LINE_CHARACTERS)), _RED),
+                _small(escaped(told) + "\xa0" * (len(told) // 8), _RED),
                 "" if place is None else _small(escaped(str(place)), _RED),
             )
         )

@@ -30,7 +30,7 @@ def story() -> Story:
 
 def texts(svg: bytes) -> str:
     root = xml.etree.ElementTree.fromstring(svg)
-    return "\n".join(element.text or "" for element in root.iter(f"{SVG}text"))
+    return "\n".join((element.text or "").strip() for element in root.iter(f"{SVG}text"))
 
 
 def boxes(svg: bytes) -> list[str]:
