@@ -19,6 +19,7 @@ import pytest
 from results_stored import JOB, WORKFLOW, Stored
 
 from mr.errors import DeliveryFailed, InvalidInput
+from mr.fs.local import LocalFiles
 from mr.results import drafts
 from mr.results.writing import check
 
@@ -184,6 +185,26 @@ def test_the_same_delivery_leaves_a_directory_as_it_is_and_another_replaces_it(s
     (path / "somebodys" / "file").write_text("")
     stored.write(second, "file:d?directory=1")
     assert read_directory(path) == [("b", "2\n")]
+    assert STAGING in stored.tree()
+
+
+def test_of_two_who_write_for_the_same_delivery_at_once_the_first_counts(stored: Stored) -> None:
+    request_id = stored.request([("a", 1)], spilled=True)
+    path = stored.output / WORKFLOW / "d"
+    inodes = []
+
+    class Overtaken(LocalFiles):
+        def lines(self, name: str) -> Iterator[bytes] | None:
+            if not path.exists():
+                stored.files = LocalFiles(stored.directory / "files")
+                stored.write(request_id, "file:d?directory=1")
+                inodes.append(path.stat().st_ino)
+            return super().lines(name)
+
+    stored.files = Overtaken(stored.directory / "files")
+    stored.write(request_id, "file:d?directory=1")
+    assert [path.stat().st_ino] == inodes
+    assert read_directory(path) == [("a", "1\n")]
     assert STAGING in stored.tree()
 
 

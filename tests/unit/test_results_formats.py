@@ -112,7 +112,7 @@ HOSTILE = [
     "", ".", "..", "../../etc/passwd", "/etc/passwd", "a/b", "a\\b", "a\0b", "a\nb", "-rf", "_index", ".delivery",
     "con", "con.txt", "NUL", "com1", "lpt9.x", "a.", "a ", " a", "a:b", "a*", "~", "=1", "A", "a~b",
     "x" * 101, "y" * 5000, "ß", "ss", "é", "e\u0301", "ﬁ", "fi", "\U0001f600", "\uff21\uff22", "日本語" * 50,
-    "\u0130", "\u0131",
+    "\u0130", "\u0131", "a", "Hello", "hello", "HELLO",
     10**200, 10**200 + 1, (), ("a",), ("a", "b"), ("a,b",), ("../x",), 1, 1.0, "1", True, "true", None, "null",
 ]  # fmt: skip
 
