@@ -16,7 +16,6 @@ from mr.kv.sqlite import SqliteStore
 from mr.model import keys
 from mr.model.records import Dataset
 
-
 WORKFLOW = "words"
 
 
