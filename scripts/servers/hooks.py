@@ -70,7 +70,11 @@ class Hooks:
 
             def _body(self) -> bytes:
                 if self.headers["Transfer-Encoding"] != "chunked":
-                    return self.rfile.read(int(self.headers["Content-Length"]))
+                    size = int(self.headers["Content-Length"])
+                    whole = self.rfile.read(size)
+                    if len(whole) < size:
+                        raise ConnectionAbortedError("whoever posts was killed meanwhile")
+                    return whole
                 body = b""
                 while size := int(self.rfile.readline(), 16):
                     body += self.rfile.read(size)
