@@ -14,6 +14,7 @@ from mr.cli import (
     fs,
     keeping,
     programs,
+    redriving,
     requests,
     tokens,
     watching,
@@ -32,7 +33,7 @@ def main() -> None:
     """
 
 
-for part in (watching.watch, keeping.keep_request, keeping.cleanup_requests):
+for part in (watching.watch, redriving.redrive_request, keeping.keep_request, keeping.cleanup_requests):
     requests.group.add_command(part)
 
 for command in (

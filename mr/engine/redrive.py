@@ -109,7 +109,9 @@ def to_waiting(record: Invocation, epoch: int, need: int) -> Invocation:
 def to_open(sealed: Seal, epoch: int, needs: list[int], policy: int | str, shielded: bool) -> Seal:
     """The same children; how many of them may fail is what the step says now."""
     tolerated = t.tolerated(policy, sealed.children)
-    return msgspec.structs.replace(sealed, open=True, epoch=epoch, needs=needs, tolerated=tolerated, shielded=shielded)
+    return msgspec.structs.replace(
+        sealed, open=True, epoch=epoch, needs=tuple(needs), tolerated=tolerated, shielded=shielded
+    )
 
 
 # --- flows ------------------------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ class Seal(Record, frozen=True, kw_only=True):
     open: bool
     shards: int = 32
     window: int = 1000
-    needs: list[int] = []
+    needs: tuple[int, ...] = ()
 
     def needed(self, shard: int) -> int:
         """How many children of that shard have to end, in its epoch."""

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, suppress
 from typing import Any, NamedTuple
 
 from mr.config import Config
-from mr.engine import submit
+from mr.engine import redrive, submit
 from mr.engine.ops import Env, Flow
 from mr.engine.shell import Platform, Shell
 from mr.errors import (
@@ -24,9 +24,10 @@ from mr.errors import (
     RequestCancelled,
     RequestExpired,
     RequestNotFound,
+    RequestRuns,
     StoreUnavailable,
 )
-from mr.model import ids, keys, pairs
+from mr.model import catalog, ids, keys, pairs
 from mr.model.deliveries import INLINE, union
 from mr.model.entities import Invocation, Job, Request, Workflow, decode
 from mr.notify.notifier import check as check_notify
@@ -302,7 +303,8 @@ class Front:
             )
         )
         has_stopped = request.is_done and root.state not in ("done", "failed")
-        return Progress("stopped" if has_stopped else root.state, root.mapped_count, ended, failed)
+        kept = root.mapped_count - root.need if root.epoch else 0
+        return Progress("stopped" if has_stopped else root.state, root.mapped_count, kept + ended, failed)
 
     def _why(self, request: Request) -> Why | None:
         if request.state != "failed":
@@ -315,6 +317,7 @@ class Front:
         :raises HandlerFailed: there is none, because a handler failed.
         :raises RequestCancelled: there is none, because it was cancelled.
         :raises RequestExpired: it was removed meanwhile.
+        :raises RequestRuns: it is redriven meanwhile.
         :raises FilesUnavailable: an output cannot be read.
         """
         if request.state == "cancelled":
@@ -329,6 +332,9 @@ class Front:
                 now = self._read(request.workflow_name, request.request_id)
                 if now is not None and now.state != "expiring":
                     raise
+        now = self._read(request.workflow_name, request.request_id)
+        if now is not None and not now.is_done:
+            raise RequestRuns(request.workflow_name, request.request_id)
         raise _expired(request.request_id)
 
     def cancel(self, request: Request) -> Request:
@@ -342,6 +348,25 @@ class Front:
             )
         except RequestNotFound:
             raise _expired(request.request_id) from None
+
+    def redrive(self, request: Request, is_same_manifest: bool = False) -> Request:
+        """Runs again what failed in an ended request, on the newest manifest if not on the same; answers how it stands.
+
+        One that was cut short is finished.
+
+        :raises RequestRuns: it has not ended.
+        :raises NothingToRedrive: it is done, and nothing in it has failed.
+        :raises StepsMissing: the manifest lacks what the request needs.
+        :raises RequestExpired: it was removed meanwhile.
+        :raises OutcomeUnknown: the store never said whether it began; it may be asked for again.
+        """
+        workflow, request_id = request.workflow_name, request.request_id
+        # Read now: a handler that was mended a moment ago is why somebody redrives.
+        newest = None if is_same_manifest else catalog.read(self.platform.store, workflow).version
+        try:
+            return self._shell.run(redrive.redrive(self._env, workflow, request_id, newest), request_id)
+        except RequestNotFound:
+            raise _expired(request_id) from None
 
     # --- being ready ------------------------------------------------------------------------------------------------
 

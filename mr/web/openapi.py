@@ -148,7 +148,11 @@ _RESPONSES: dict[str, Part] = {
         slugs=("workflow-not-found", "job-not-found", "request-not-found", "not-found"),
     ),
     "MethodNotAllowed": _problem("This is not done here.", "allow", slugs=("method-not-allowed",)),
-    "Conflict": _problem("The request does not allow that.", slugs=("request-cancelled", "conflict", "still-running")),
+    "Conflict": _problem("The request does not allow that.", slugs=("request-cancelled", "conflict", "request-runs")),
+    "NotRedriven": _problem(
+        "The request runs, or nothing in it has failed, or the workflow lacks what it needs.",
+        slugs=("request-runs", "nothing-to-redrive", "steps-missing"),
+    ),
     "Gone": _problem("The request has ended, and what belonged to it was removed.", slugs=("request-expired",)),
     "TooLarge": _problem("The body is larger than `limit` bytes.", slugs=("too-large",)),
     "Mismatch": _problem("The key was used before, with another body.", slugs=("idempotency-mismatch",)),
@@ -271,6 +275,19 @@ def _paths() -> dict[str, Part]:
             "delete": _operation(
                 "cancel", "End a request, if it runs. May be repeated.", {"200": _STATUS}, _OF_REQUEST, *of_request
             ),
+        },
+        f"{one}/redrive": {
+            "post": _operation(
+                "redrive",
+                "Run again what failed in an ended request, or was not done. Finishes a redrive that was cut short.",
+                {"202": _answer("It runs again.", "request", "location", json=ref("Status"))},
+                {**_OF_REQUEST, "409": "NotRedriven", "413": "TooLarge"},
+                *of_request,
+                requestBody={
+                    "description": "Read as JSON, whatever its type says; may be empty.",
+                    "content": {"application/json": {"schema": ref("Redrive")}},
+                },
+            )
         },
         f"{one}/result": {
             "get": _operation(

@@ -16,6 +16,9 @@ MAX_NAME_CHARS = 200
 _FIELDS = ("arguments", "input", "output", "writer", "notify", "retention_s", "name")
 _FUTURE = ("input", "output")
 
+SAME, NEWEST = "same", "newest"
+"""The manifest that a request ran on, and that of now: what a redrive may run on."""
+
 
 class Post(NamedTuple):
     """What was asked for. ``retention_s`` and ``writer`` are None where job, workflow or platform decide, ``notify``
@@ -49,6 +52,23 @@ def parse(body: bytes) -> Post:
         None if value.get("writer") is None else check_writer(value["writer"]),
         check_targets(value.get("notify")),
     )
+
+
+def parse_redrive(body: bytes) -> bool:
+    """Whether a redrive is to run on the manifest that the request ran on; without a body on the newest.
+
+    :raises InvalidInput: it is not strict JSON, or asks for anything else.
+    """
+    value = strict_json.parse(body) if body.strip() else {}
+    if not isinstance(value, dict):
+        raise InvalidInput('The body has to be a JSON object, as in {"manifest": "same"}, or empty.')
+    for field in value:
+        if field != "manifest":
+            raise InvalidInput(f"A redrive has no field {field!r}, only 'manifest'.", field)
+    manifest = value.get("manifest", NEWEST)
+    if manifest not in (SAME, NEWEST):
+        raise InvalidInput(f"'manifest' has to be {SAME!r} or {NEWEST!r}, not {manifest!r}.", "manifest")
+    return bool(manifest == SAME)
 
 
 def _nearest(field: str) -> str:

@@ -10,7 +10,7 @@ import msgspec
 from mr.model.deliveries import MAX_TARGETS
 from mr.model.entities import Failure, Invocation, Request
 from mr.model.progress import Progress, Waiting
-from mr.web.posts import MAX_NAME_CHARS, MAX_RETENTION_S
+from mr.web.posts import MAX_NAME_CHARS, MAX_RETENTION_S, NEWEST, SAME
 
 Schema = dict[str, Any]
 
@@ -65,6 +65,18 @@ POST: Schema = {
         },
         "input": {"description": "Not taken by this version.", "type": "null"},
         "output": {"description": "Not taken by this version.", "type": "null"},
+    },
+    "additionalProperties": False,
+}
+
+REDRIVE: Schema = {
+    "type": "object",
+    "properties": {
+        "manifest": {
+            "description": "Whether to run on the handlers and steps that there are now, or that the request ran on.",
+            "enum": [NEWEST, SAME],
+            "default": NEWEST,
+        }
     },
     "additionalProperties": False,
 }
@@ -204,6 +216,7 @@ def components() -> dict[str, Schema]:
         ),
         "Pair": PAIR,
         "Post": POST,
+        "Redrive": REDRIVE,
         "Problem": PROBLEM,
         "Result": RESULT,
         "Status": _more(

@@ -21,7 +21,7 @@ from mr.trace.tree import KEPT, Tree
 from mr.trace.tree import as_json as tree_as_json
 from mr.trace.tree import load as load_tree
 from mr.trace.why import Why, look_of
-from mr.web import events, openapi, pages, waiting
+from mr.web import events, openapi, pages, posts, waiting
 from mr.web.access import TOKEN_ID, Caller, Need
 from mr.web.aside import aside
 from mr.web.front import Front, Status
@@ -60,6 +60,7 @@ class Views:
             ("/job/<workflow>/<job>", "POST", Need.SUBMIT, self.post),
             ("/request/<workflow>/<request_id>", "GET", Need.SEE, self.show),
             ("/request/<workflow>/<request_id>", "DELETE", Need.STEER, self.cancel),
+            ("/request/<workflow>/<request_id>/redrive", "POST", Need.STEER, self.redrive),
             ("/request/<workflow>/<request_id>/result", "GET", Need.SEE, self.result),
             ("/request/<workflow>/<request_id>/events", "GET", Need.SEE, self.events),
             ("/request/<workflow>/<request_id>/tree", "GET", Need.SEE, self.tree),
@@ -190,6 +191,13 @@ class Views:
     def cancel(self, workflow: str, request_id: str) -> Response:
         cancelled = self._front.cancel(self._request(workflow, request_id))
         return as_json(status_document(self._front.status(cancelled)))
+
+    def redrive(self, workflow: str, request_id: str) -> Response:
+        found = self._request(workflow, request_id)
+        is_same_manifest = posts.parse_redrive(read_body(self._front.config.max_body_bytes))
+        again = self._front.redrive(found, is_same_manifest)
+        location = {"Location": url_of(workflow, again.request_id)}
+        return as_json(status_document(self._front.status(again)), 202, location)
 
     # --- the server -------------------------------------------------------------------------------------------------
 
