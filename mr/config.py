@@ -228,6 +228,8 @@ def read_fs_url(text: str) -> str:
         local_path(text)
     elif parts.scheme in ("", "sqlite", *DEFAULT_PORTS):
         raise ValueError("give file:///PATH, s3://BUCKET/PREFIX or another filesystem's URL")
+    elif parts.scheme == "memory":
+        raise ValueError("each process of a platform would see a filesystem of its own: give file:///PATH")
     elif not parts.netloc:
         raise ValueError(f"name a bucket or a host after {parts.scheme}://")
     return text
@@ -414,7 +416,10 @@ class Config:
     def fs_path(self) -> Path:
         """:raises InvalidConfig: the shared filesystem is not a local directory."""
         if not self.fs_url.startswith("file:"):
-            raise InvalidConfig(f"MR_FS_URL is {masked_url(self.fs_url)!r}: give file:///PATH", "MR_FS_URL")
+            raise InvalidConfig(
+                f"MR_FS_URL is {masked_url(self.fs_url)!r}, and there is no driver for it yet: give file:///PATH.",
+                "MR_FS_URL",
+            )
         return read_one("MR_FS_URL", self.fs_url, local_path)
 
     def describe(self) -> list[Setting]:

@@ -133,6 +133,8 @@ def test_an_address_to_bind_is_read_and_shown_alike(text: str, bind: Bind, is_lo
         ("MR_FS_URL", "/srv/files"),
         ("MR_FS_URL", "file://host/path"),
         ("MR_FS_URL", "s3://"),
+        ("MR_FS_URL", "memory://"),
+        ("MR_FS_URL", "memory://x"),
         ("MR_FS_URL", "sqlite:///x"),
     ],
 )
