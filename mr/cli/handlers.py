@@ -19,7 +19,7 @@ from mr.model.entities import Argument, Handler
 
 @click.command(
     cls=Command,
-    example='$ mr_kv_handler_create words split "Splits texts" python mapper -a arguments list < words/split.py',
+    example='$ mr_kv_handler_create words split_lines "Splits texts" python mapper -a arguments list < words/split.py',
 )
 @click.argument("workflow")
 @click.argument("name")
@@ -71,7 +71,7 @@ def create(
     put(workflow, "handler", name, record, how)
 
 
-@click.command(cls=Command, example="$ mr_kv_handler_delete words split")
+@click.command(cls=Command, example="$ mr_kv_handler_delete words split_lines")
 @click.argument("workflow")
 @click.argument("name")
 def delete(workflow: str, name: str) -> None:

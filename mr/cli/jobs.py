@@ -15,7 +15,7 @@ from mr.model.entities import Job
 
 
 @click.command(
-    cls=Command, example='$ mr_kv_job_create words wordcount-kept "Counts words, for a week" count --retention 604800'
+    cls=Command, example='$ mr_kv_job_create words wordcount_kept "Counts words, for a week" count --retention 604800'
 )
 @click.argument("workflow")
 @click.argument("job")
@@ -48,7 +48,7 @@ def create(
         deliveries.warn(store(), workflow)
 
 
-@click.command(cls=Command, example="$ mr_kv_job_delete words wordcount")
+@click.command(cls=Command, example="$ mr_kv_job_delete words wordcount_kept")
 @click.argument("workflow")
 @click.argument("job")
 def delete(workflow: str, job: str) -> None:

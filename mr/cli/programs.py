@@ -31,7 +31,7 @@ def command_line(module: str, name: str, *arguments: str, parent: int = 0) -> li
     return [sys.executable, "-c", BOOT.format(module=module, name=name), str(parent), *arguments]
 
 
-@click.command(cls=Command, example="$ MR_RUNNERS=8 jobx worker")
+@click.command(cls=Command, example="$ MR_RUNNERS=8 mr_start_worker")
 @click.option("--ready-fd", type=int, hidden=True)
 @click.option("--quiet", is_flag=True, help="Log warnings and errors only.")
 def worker(ready_fd: int | None, quiet: bool) -> None:

@@ -27,7 +27,9 @@ def _check_tolerance(ctx: click.Context, param: click.Parameter, text: str) -> i
     raise click.BadParameter(f"{text!r} is neither a count nor a percentage such as 10%.", ctx, param)
 
 
-@click.command(cls=Command, example='$ mr_kv_step_create words count "Counts words" split "" add --timeout 30')
+@click.command(
+    cls=Command, example='$ mr_kv_step_create words count_long "Counts in long texts" split "" add --timeout 30'
+)
 @click.argument("workflow")
 @click.argument("step")
 @click.argument("description")
@@ -84,7 +86,7 @@ def create(
     put(workflow, "step", step, record, how)
 
 
-@click.command(cls=Command, example="$ mr_kv_step_delete words count")
+@click.command(cls=Command, example="$ mr_kv_step_delete words count_long")
 @click.argument("workflow")
 @click.argument("step")
 def delete(workflow: str, step: str) -> None:
@@ -120,7 +122,7 @@ def list_all(workflow: str, as_json: bool) -> None:
     output.table(["step", "mapper", "combiner", "reducer", "description"], rows)
 
 
-@click.command(cls=Command, example="$ mr_kv_step_set_handler words count -m split_lines -c add")
+@click.command(cls=Command, example="$ mr_kv_step_set_handler words count_long -m split_lines -c add")
 @click.argument("workflow")
 @click.argument("step")
 @click.option("-m", "--mapper", metavar="MAPPER", help="The new mapper.")
@@ -145,7 +147,7 @@ def set_handler(workflow: str, step: str, mapper: str | None, combiner: str | No
     output.entity("step", step, changed[0])
 
 
-@click.command(cls=Command, example="$ mr_kv_step_update_handlers words reducer add add_exactly -s")
+@click.command(cls=Command, example="$ mr_kv_step_update_handlers words mapper split split_lines -s")
 @click.argument("workflow")
 @click.argument("handler_type", type=click.Choice(list(_FIELDS)))
 @click.argument("old", metavar="FROM")

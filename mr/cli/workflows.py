@@ -139,7 +139,7 @@ def set_limits(workflow: str, max_open_requests: int | None, max_invocations: in
     output.entity("workflow", workflow, read(store(), workflow))
 
 
-@click.command(cls=Command, example="$ mr_kv_workflow_delete words")
+@click.command(cls=Command, example="$ mr_kv_workflow_delete letters")
 @click.argument("workflow")
 def delete(workflow: str) -> None:
     """Delete a workflow that has nothing in it any more."""
