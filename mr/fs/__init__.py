@@ -1,1 +1,1 @@
-"""The shared filesystem: what is too large for the store. One module a technology."""
+"""The shared filesystem: what is too large for the store, and what workflows keep. One module a technology."""
