@@ -97,8 +97,8 @@ FORBIDDEN = [
     # IPv4, in its usual notation and in odd ones.
     ("https://127.0.0.1/", "loopback"),
     ("https://127.255.255.254/", "loopback"),
-    ("https://１２７.０.０.１/", "loopback"),
-    ("https://127。0。0。1/", "loopback"),
+    ("https://\uff11\uff12\uff17.\uff10.\uff10.\uff11/", "loopback"),
+    ("https://127\u30020\u30020\u30021/", "loopback"),
     ("https://2130706433/", "read as 127.0.0.1"),
     ("https://0x7f000001/", "read as 127.0.0.1"),
     ("https://017700000001/", "read as 127.0.0.1"),
