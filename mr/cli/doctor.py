@@ -78,6 +78,7 @@ def doctor(as_json: bool) -> None:
 def examine() -> list[Finding]:
     """All findings, in the order of the checks."""
     from mr.notify import notifier
+    from mr.results import writing
 
     try:
         config = Config.read(environment())
@@ -103,6 +104,7 @@ def examine() -> list[Finding]:
         found += checks.live_workers(facts, config.workflow_names)
         found += checks.capabilities(facts)
     found += notifier.examine(config)
+    found += writing.examine(config)
     found += checks.exposure(config, facts is not None and facts.has_tokens)
     found += graphviz.answer(lambda finding: [finding])
     # Several things may be on one disk.

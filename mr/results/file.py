@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from mr.config import Config
 from mr.errors import DeliveryFailed
+from mr.findings import Finding
+from mr.local.disk import examine_space
 from mr.model.deliveries import Writer
 from mr.model.pairs import Key, key_text, value_text
 from mr.results import drafts, places
@@ -42,6 +45,17 @@ def write(config: Config, writer: Writer, result: Result, delivery_id: str) -> N
         raise DeliveryFailed(f"{place} is a directory, which no file replaces.", is_final=True) from error
     except OSError as error:
         raise DeliveryFailed(f"{place} cannot be written: {_reason(error)}") from error
+
+
+def examine(root: str) -> list[Finding]:
+    """Whether results could be written below that directory."""
+    there = Path(root)
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        text = f"MR_RESULT_FILE_WRITER_OUTPUT_PATH is {root}, which this user cannot write to."
+        return [Finding("problem", "results", text, "Give the user that JobX runs as the right, or name another.")]
+    return [Finding("ok", "results", f"Results that are files go below {root}."), examine_space(there)]
 
 
 def _reason(error: OSError) -> str:

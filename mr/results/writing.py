@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from mr.config import Config
 from mr.errors import CorruptRecord, DeliveryFailed, FilesUnavailable, ForbiddenURL, InvalidInput
+from mr.findings import Finding
 from mr.fs.base import Files
 from mr.kv.base import Store
 from mr.model import keys, secrets
@@ -90,6 +91,19 @@ def check(config: Config, writer: str, outgoing_allow: Sequence[str] = ()) -> No
     except InvalidInput as error:
         error.parameter = "writer"
         raise
+
+
+def examine(config: Config) -> list[Finding]:
+    """What there is to say of the platform's own writer, and of its directory. Nothing is written, and nobody asked."""
+    found = []
+    default = config.result_writer_fq_class
+    try:
+        check(config, default)
+    except InvalidInput as error:
+        text = f"Results go to the writer {default!r} unless somebody says otherwise, which cannot be: {error}"
+        found.append(Finding("problem", "results", text, "Correct the settings MR_RESULT_…; posts are refused."))
+    root = config.result_file_writer_output_path
+    return [*found, *(file.examine(root) if root else [])]
 
 
 def _recipients(config: Config, writer: Writer) -> list[str]:

@@ -20,7 +20,7 @@ from mr.model import keys, secrets
 from mr.model.entities import Workflow
 from mr.outgoing import signing
 from mr.results import mail, own
-from mr.results.writing import check
+from mr.results.writing import check, examine
 
 PAIRS = [("be", 2), ("ä\u2028", [None, {"x": 1.5}])]
 TEXT = '{"result": {"pairs": [["be", 2], ["ä\u2028", [null, {"x": 1.5}]]]}}\n'
@@ -298,3 +298,15 @@ def test_who_may_be_sent_mail_may_be_sent_results(stored: Stored) -> None:
 def test_the_settings_name_is_that_of_the_class(stored: Stored) -> None:
     stored.settings[own.SETTING] = "own_writers.Collector"
     assert stored.config.result_writer_fq_class == "class:own_writers.Collector"
+
+
+def test_the_doctor_is_told_of_a_writer_that_is_not_set_up_and_of_a_directory_that_is_none(stored: Stored) -> None:
+    found = examine(stored.config)
+    assert [(one.level, one.check) for one in found] == [("ok", "results"), ("ok", "disk")]
+    stored.settings[own.SETTING] = "http"
+    (stored.output).write_text("")
+    found = examine(stored.config)
+    assert [(one.level, one.check) for one in found] == [("problem", "results"), ("problem", "results")]
+    assert "MR_RESULT_HTTP_WRITER_SERVER_URL is not set" in found[0].text
+    assert f"{stored.output}, which this user cannot write to" in found[1].text
+    assert all(one.advice for one in found)
