@@ -109,8 +109,8 @@ def test_a_worker_of_one_workflow_touches_nothing_of_others(platform: Bench) -> 
     assert platform.request(other, "ab").state == "running", "nobody serves it"
     used = set(platform.log().rpartition("USED: ")[2].split())
     needed = {space.key for space in keys.of_workflow("a") if space.right != "nothing"}
-    # What no request here is about, and what only front ends read.
-    assert needed - used <= {"delivery/a/", "current/a"}
+    # What only front ends read, and what nobody is told here to be signed with.
+    assert needed - used <= {"current/a", "secret/a"}
 
 
 # --- roles of etcd ----------------------------------------------------------------------------------------------
