@@ -73,9 +73,11 @@ def deliver(env: Env, owed: Read[Delivery]) -> Flow[Undelivered | None]:
         yield Commit(delivered(owed))
         return None
     settings, now = env.settings, env.clock()
-    ceiling = min(settings.deliver_last_s, settings.deliver_first_s * 2.0 ** min(record.attempts, 30))
+    since = record.resent_timestamp or record.created_timestamp
+    # Half as long again as it has been waited already: soon there after a short outage, rarely there in a long one.
+    ceiling = min(settings.deliver_last_s, max(settings.deliver_first_s, (now - since) / 2))
     pause = max(ceiling * (0.5 + 0.5 * env.jitter()), min(failure.retry_after_s, settings.deliver_last_s))
-    if failure.is_final or now + pause > (record.resent_timestamp or record.created_timestamp) + settings.delivery_s:
+    if failure.is_final or now + pause > since + settings.delivery_s:
         yield Commit(bury(owed, failure.message, now))
     else:
         yield Commit(put_off(owed, failure.message, now + pause))

@@ -102,14 +102,15 @@ def test_what_was_delivered_is_forgotten() -> None:
     assert (change.writes, change.deletes) == ((), (KEY,))
 
 
-def test_what_was_not_is_tried_again_after_pauses_that_double_up_to_an_hour() -> None:
+def test_what_was_not_is_tried_again_after_pauses_that_grow_with_its_age_up_to_an_hour() -> None:
     pauses = []
-    for attempts in (0, 1, 2, 10, 20):
-        [write] = tried(ops.Undelivered("down"), attempts=attempts).writes
+    for age in (0, 4, 60, 600, 7200, 80_000):
+        [write] = tried(ops.Undelivered("down"), 1000.0 + age, attempts=3).writes
         assert isinstance(write.record, Delivery) and write.key == KEY
-        assert (write.record.attempts, write.record.last_error) == (attempts + 1, "down")
-        pauses.append(write.record.due_timestamp - 1000)
-    assert pauses == [1, 2, 4, 1024, 1800]
+        assert (write.record.attempts, write.record.last_error) == (4, "down")
+        pauses.append(write.record.due_timestamp - 1000 - age)
+    # Without jitter, which at least halves them.
+    assert pauses == [1, 1, 15, 150, 1800, 1800]
 
 
 def test_whoever_asks_for_a_pause_gets_it() -> None:
