@@ -9,9 +9,9 @@ from mr.engine.join import after_child, wake
 from mr.engine.ops import Commit, Env, Flow, Get, Publish
 from mr.engine.transitions import Hold
 from mr.handlers.protocol import Failed, Finished
-from mr.handlers.tracebacks import place_in
 from mr.model import ids, keys
 from mr.model.entities import Failure
+from mr.model.places import place_of
 from mr.model.records import Mark, Owner
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def fail_or_retry(env: Env, hold: Hold, event: Failed | None, is_final: bool = F
         yield from abandon(hold)
         return
     fields = {"workflow": hold.scene.workflow, "request": hold.scene.id, "invocation": hold.id}
-    place = place_in(failure.traceback, failure.exception_message) or handler
+    place = place_of(failure.traceback) or handler
     # A tolerated one may be one of thousands.
     level = logging.INFO if is_tolerated else logging.WARNING
     message = f"{failure.exception_type}: {failure.exception_message}"

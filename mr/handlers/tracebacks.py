@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import traceback
 
 import mr
@@ -24,17 +23,6 @@ def handler_traceback(error: BaseException) -> str:
     if not told.stack and isinstance(place, tuple):
         told.stack = traceback.StackSummary.from_list([traceback.FrameSummary(*place)])
     return shortened("".join(told.format()).rstrip("\n"), MAX_CHARACTERS)
-
-
-_PLACE = re.compile(r'File "([^"\n]+)", line (\d+)')
-
-
-def place_in(text: str, message: str = "") -> str:
-    """Where a traceback's text ends, as ``words.py, line 4``; empty where it names no place, or the message has it."""
-    places = _PLACE.findall(text)
-    if not places or f"{places[-1][0]}:{places[-1][1]}" in message:
-        return ""
-    return f"{places[-1][0]}, line {places[-1][1]}"
 
 
 def shortened(text: str, limit: int) -> str:
