@@ -10,7 +10,6 @@ ends its key. It cannot be told whether ``1`` was a number or a string: ``jsonl`
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -67,19 +66,26 @@ def _text_pair(key: Key, value: Any) -> str:
 # --- csv ----------------------------------------------------------------------------------------------------------
 
 
-class _Echo:
-    def write(self, text: str) -> str:
-        return text
+# The standard library's writer, before Python 3.11, refuses a NUL.
+_QUOTED = re.compile('[",\r\n]')
 
 
-def _csv_row(*cells: Any) -> str:
-    row: object = csv.writer(_Echo()).writerow([one if isinstance(one, str) else value_text(one) for one in cells])
-    assert isinstance(row, str)
-    return row
+def _csv_cell(value: Any) -> str:
+    text = value if isinstance(value, str) else value_text(value)
+    return '"{}"'.format(text.replace('"', '""')) if _QUOTED.search(text) else text
+
+
+def _csv_pair(key: Key, value: Any) -> str:
+    return f"{_csv_cell(key)},{_csv_cell(value)}\r\n"
+
+
+def _csv_value(value: Any) -> str:
+    # A line with nothing on it would be none for many readers.
+    return (_csv_cell(value) or '""') + "\r\n"
 
 
 FORMATS = {
     "text": Format(".txt", _text_pair, _text_value),
     "jsonl": Format(".jsonl", lambda key, value: f"{pair_text(key, value)}\n", lambda value: f"{value_text(value)}\n"),
-    "csv": Format(".csv", _csv_row, _csv_row, "key,value\r\n", "value\r\n"),
+    "csv": Format(".csv", _csv_pair, _csv_value, "key,value\r\n", "value\r\n"),
 }
