@@ -23,7 +23,9 @@ steps:
   noop: {map: noop, reduce: add}
   fan: {map: fan, reduce: add}
   leaf: {map: leaf, reduce: add}
-jobs: {noop: {step: noop}, fan: {step: fan}}
+  much: {map: much, reduce: same}
+  wait: {map: wait, reduce: add}
+jobs: {noop: {step: noop}, fan: {step: fan}, much: {step: much}, wait: {step: wait}}
 """,
     "noop.py": "def mapper(arguments):\n    yield MrConfigureToReturn()\n    yield 'n', 1\n",
     "fan.py": (
@@ -34,6 +36,15 @@ jobs: {noop: {step: noop}, fan: {step: fan}}
         "def mapper(arguments):\n    yield MrConfigureToReturn()\n"
         "    for _, value in arguments:\n        yield 'n', value\n"
     ),
+    "much.py": (
+        "def mapper(arguments):\n    yield MrConfigureToReturn()\n"
+        "    for _, count in arguments:\n        for number in range(count):\n            yield number, 'x' * 1024\n"
+    ),
+    "wait.py": (
+        "import time\ndef mapper(arguments):\n    yield MrConfigureToReturn()\n"
+        "    for _, seconds in arguments:\n        time.sleep(seconds)\n    yield 'n', 1\n"
+    ),
+    "same.py": "def reducer(results):\n    for key, values in results:\n        yield key, values[0]\n",
     "add.py": "def reducer(results):\n    for key, values in results:\n        yield key, sum(values)\n",
 }
 

@@ -54,10 +54,11 @@ class TooManyStreams(JobxError):
 
 
 class _Told(NamedTuple):
-    """The look of that number, counted from 1, and its name for clients."""
+    """The look of that number, counted from 1, with its name for clients and its text."""
 
     number: int
     name: str
+    text: bytes
     progress: Progress
 
 
@@ -93,7 +94,8 @@ class _Shared:
         with self._changed:
             if self._told is None or not self._told.progress.is_like(progress):
                 number = 1 if self._told is None else self._told.number + 1
-                self._told = _Told(number, _name(self.request.epoch, progress), progress)
+                name = _name(self.request.epoch, progress)
+                self._told = _Told(number, name, frame(name, progress), progress)
                 self._changed.notify_all()
 
     def close(self) -> None:
@@ -164,7 +166,7 @@ class Events:
                     continue
                 number = told.number
                 if told.name != seen or told.progress.has_ended:
-                    yield frame(told.name, told.progress)
+                    yield told.text
                 if told.progress.has_ended:
                     return
         yield b": connect again\n\n"
