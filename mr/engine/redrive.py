@@ -18,7 +18,7 @@ from mr.engine import transitions as t
 from mr.engine.join import wake
 from mr.engine.ops import Change, Commit, Env, Flow, Get, List, LoadManifest, Publish, Read, Wake, Write
 from mr.engine.transitions import MARK, Scene
-from mr.errors import NothingToRedrive, RequestExpired, RequestNotFound, RequestRuns, StepsMissing
+from mr.errors import CorruptRecord, NothingToRedrive, RequestExpired, RequestNotFound, RequestRuns, StepsMissing
 from mr.kv.base import Compare
 from mr.model import ids, keys
 from mr.model.entities import Invocation, Record, Request
@@ -187,7 +187,7 @@ def resume(env: Env, workflow: str, request_id: str) -> Flow[None]:
     walk = _Walk(env, Scene(record, 0, manifest), suspects, stored)
     try:
         if (yield from walk.run()):
-            # Only what was removed under a straggler looks like that.
+            yield from _check_removed(stored)
             return
     except _Overtaken:
         return
@@ -195,6 +195,17 @@ def resume(env: Env, workflow: str, request_id: str) -> Flow[None]:
     if answer.ok or answer.doubtful:
         for start in range(0, len(walk.wakes), env.settings.page):
             yield Publish(tuple(walk.wakes[start : start + env.settings.page]))
+
+
+def _check_removed(stored: Read[Request]) -> Flow[None]:
+    """Nothing to put back is only what a straggler finds, when the request has been removed under it.
+
+    :raises CorruptRecord: the request is still there.
+    """
+    now: Read[Request]
+    [now] = yield Get(((stored.key, Request),))
+    if now.modified == stored.modified:
+        raise CorruptRecord(stored.key, "it is being redriven, though nothing in it has failed: cancel it")
 
 
 def _suspects(env: Env, record: Request) -> Flow[set[str]]:

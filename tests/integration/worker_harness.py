@@ -16,6 +16,7 @@ import psutil
 
 from mr.app import make_env, make_shell, open_platform
 from mr.config import Config
+from mr.engine.redrive import redrive
 from mr.engine.submit import cancel, new_request, submit
 from mr.handlers.files import read_directory
 from mr.model import catalog, ids, keys
@@ -73,6 +74,10 @@ class Bench:
 
     def cancel(self, request_id: str, workflow: str = "w") -> Request:
         return self.shell.run(cancel(self.env, workflow, request_id))
+
+    def redrive(self, request_id: str, workflow: str = "w", *, is_same_manifest: bool = False) -> Request:
+        newest = None if is_same_manifest else catalog.read(self.store, workflow).version
+        return self.shell.run(redrive(self.env, workflow, request_id, newest))
 
     def request(self, request_id: str, workflow: str = "w") -> Request:
         [entry] = self.store.get([keys.request(workflow, request_id)])
