@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from importlib.metadata import PackageNotFoundError, distribution
+from typing import TYPE_CHECKING
 
 import click
-from click.shell_completion import get_completion_class
 
 from mr.cli.edge import Command, say
+
+if TYPE_CHECKING:
+    from click.shell_completion import ShellComplete
 
 _DISTRIBUTION = "jobx-mapreduce"
 _WHERE = {
@@ -20,6 +22,8 @@ _WHERE = {
 
 def programs() -> list[str]:
     """What the distribution installs, ``jobx`` first."""
+    from importlib.metadata import PackageNotFoundError, distribution
+
     try:
         scripts = distribution(_DISTRIBUTION).entry_points.select(group="console_scripts")
     except PackageNotFoundError:
@@ -34,6 +38,8 @@ def completion(shell: str) -> None:
 
     Put it where the shell begins: in bash, eval "$(jobx completion bash)" in ~/.bashrc.
     """
+    from click.shell_completion import get_completion_class
+
     found = get_completion_class(shell)
     assert found is not None
     for name in programs():
@@ -43,7 +49,7 @@ def completion(shell: str) -> None:
         say(f"This is for {_WHERE[shell]}: see jobx completion --help.")
 
 
-def _source(found: type[click.shell_completion.ShellComplete], name: str, variable: str) -> str:
+def _source(found: type[ShellComplete], name: str, variable: str) -> str:
     shell = found(click.Command(name), {}, name, variable)
     # As Click's own `source`, without starting a bash for each program to ask how old it is.
     return shell.source_template % shell.source_vars()

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 import click
 
-from mr.cli import checks, output
+from mr.cli import output
 from mr.cli.edge import Command, environment, say
 from mr.config import Config
 from mr.errors import InvalidConfig
@@ -77,6 +77,9 @@ def doctor(as_json: bool) -> None:
 
 def examine() -> list[Finding]:
     """All findings, in the order of the checks."""
+    # They know of every technology; no other command should have to wait for that.
+    from mr.cli import checks
+
     from mr.notify import notifier
     from mr.results import writing
 

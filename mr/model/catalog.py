@@ -383,11 +383,11 @@ def _commit(store: Store, after: Draft, before: Draft, modified: int, version: s
             deletes.append(key)
         else:
             puts.append(Put(key, encode(tables[kind][name])))
-    old_versions = {handler.version for handler in before.handlers.values()}
+    stood = {handler.version: handler for handler in before.handlers.values()}
     sources = {
         handler.version: Put(keys.source(workflow_name, handler.version), encode(handler))
         for handler in after.handlers.values()
-        if handler.version not in old_versions
+        if stood.get(handler.version) != handler
     }
     name = manifest.version()
     named = Put(keys.manifest(workflow_name, name), encode(manifest))

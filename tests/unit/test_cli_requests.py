@@ -291,3 +291,10 @@ def test_help_shows_an_example_of_the_command(commands: Commands, name: str, com
     assert done.exit_code == 0
     example = done.stdout.partition("\nExample:\n")[2]
     assert name in example
+
+
+def test_what_was_made_by_hand_is_brought_in_once_though_it_runs_alike(commands: Commands) -> None:
+    commands.create_words()
+    directory = str(commands.words())
+    assert "words: update handler add" in commands.jobx("apply", directory).stdout
+    assert commands.jobx("apply", directory).stdout == "words: nothing to change\n"

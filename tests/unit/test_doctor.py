@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from mr.cli import checks, doctor, requests, tokens
+from mr.cli import checks, doctor, submitting, tokens
 from mr.cli.checks import Facts
 from mr.config import Config
 from mr.errors import FilesUnavailable, StoreUnavailable
@@ -167,7 +167,7 @@ def test_a_check_that_hangs_or_breaks_is_a_problem_among_others(
 
 def test_a_workflow_without_workers_and_what_waits_for_one_is_a_problem(commands: Commands) -> None:
     commands.create_words()
-    commands.printed(requests.create, "words", "wordcount", "-a", "text", "a")
+    commands.printed(submitting.create, "words", "wordcount", "-a", "text", "a")
     code, findings = found_by(commands)
     assert code == 1
     [told] = of(findings, "workers", "problem")
@@ -190,7 +190,7 @@ def needing(commands: Commands, capability: str) -> None:
 def test_a_capability_that_no_live_worker_has_is_a_problem(commands: Commands) -> None:
     commands.create_words()
     needing(commands, "gpu")
-    request_id = commands.printed(requests.create, "words", "wordcount", "-a", "text", "a")["primary_key"]
+    request_id = commands.printed(submitting.create, "words", "wordcount", "-a", "text", "a")["primary_key"]
     store = commands.store()
     register(store, seen("one", "words"))
     code, findings = found_by(commands)
@@ -209,7 +209,7 @@ def test_a_capability_that_no_live_worker_has_is_a_problem(commands: Commands) -
 def test_what_a_request_of_an_earlier_manifest_waits_for_is_told(commands: Commands) -> None:
     commands.create_words()
     needing(commands, "gpu")
-    request_id = commands.printed(requests.create, "words", "wordcount", "-a", "text", "a")["primary_key"]
+    request_id = commands.printed(submitting.create, "words", "wordcount", "-a", "text", "a")["primary_key"]
     needing(commands, "none")
     store = commands.store()
     register(store, seen("one", "words"))
@@ -404,7 +404,7 @@ def test_a_clock_is_wrong_only_where_it_must_be(ahead: tuple[float, float], leve
 
 def test_what_workers_wrote_tells_of_their_clocks(commands: Commands) -> None:
     commands.create_words()
-    request_id = commands.printed(requests.create, "words", "wordcount", "-a", "text", "a")["primary_key"]
+    request_id = commands.printed(submitting.create, "words", "wordcount", "-a", "text", "a")["primary_key"]
     store = commands.store()
     register(store, seen("one", "words"))
     assert of(found_by(commands)[1], "clock", "ok")
