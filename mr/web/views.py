@@ -100,12 +100,8 @@ class Views:
         return self._ended(ended)
 
     def _ended(self, ended: Request) -> Response:
-        if request.accept_mimetypes.best_match([JSON, NDJSON], default=JSON) == NDJSON:
-            response = Response(self._front.result(ended, texts.lines), 200, content_type=NDJSON)
-        else:
-            response = Response(self._front.result(ended), 200, content_type=JSON)
-        response.vary.add("Accept")
-        return response
+        write, kind = (texts.lines, NDJSON) if wants_lines() else (texts.text, JSON)
+        return Response(self._front.result(ended, write), 200, {"Vary": "Accept"}, content_type=kind)
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
@@ -329,6 +325,13 @@ def wanted_form() -> str:
     if JSON not in named and HTML not in named and any(kind.startswith("image/") for kind in named):
         return accepted.best_match([*DRAWINGS]) or next(iter(DRAWINGS))
     return accepted.best_match([JSON, HTML], default=JSON)
+
+
+def wants_lines() -> bool:
+    # Few do, and the others are to be told apart in no time.
+    if NDJSON not in request.headers.get("Accept", "").lower():
+        return False
+    return request.accept_mimetypes.best_match([JSON, NDJSON]) == NDJSON
 
 
 def read_truth(name: str, text: str) -> bool:
