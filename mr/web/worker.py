@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from contextlib import suppress
@@ -142,7 +143,6 @@ class FrontWorker(GeventWorker):  # type: ignore[misc]
         """Connections that are kept for a next request, which will not be served, read the end of their input."""
         for client in list(self._idle):
             self._idle.discard(client)
-            try:
-                client.shutdown(socket.SHUT_RD)
-            except OSError:
-                continue
+            # By a socket of its own: shut down by the one that is read from, the reader would be told of an error.
+            with suppress(OSError), socket.socket(fileno=os.dup(client.fileno())) as same:
+                same.shutdown(socket.SHUT_RD)
