@@ -10,7 +10,7 @@ import pytest
 from cli_runs import Commands
 from trace_requests import NONCE, Story, fail_child, shop
 
-from mr.cli import invocations
+from mr.cli import invocations, traces
 from mr.config import Config
 from mr.kv.sqlite import SqliteStore
 from mr.model import keys
@@ -68,6 +68,19 @@ def test_the_tree_of_a_failed_request_begins_with_why(commands: Commands, story:
     lines = commands.jobx("request", "tree", "last").stdout.splitlines()
     assert lines[1] == "path     regions map → region map 17 (one of 40)"
     assert lines.index("invocations") < lines.index("└── regions map done  1.50 s, 40 children")
+
+
+def test_there_are_colours_only_on_a_terminal_of_who_wants_them(
+    commands: Commands, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop(story)
+    story.tell()
+    assert "\x1b[" not in commands.jobx("request", "tree", "last", FORCE_COLOR="1").stdout
+    monkeypatch.setattr(traces, "is_terminal", lambda: True)
+    terminal = {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "40", "NO_COLOR": ""}
+    shown = commands.jobx("request", "tree", "last", **terminal).stdout
+    assert "\x1b[32mdone" in shown
+    assert "\x1b[" not in commands.jobx("request", "tree", "last", **{**terminal, "NO_COLOR": "1"}).stdout
 
 
 def test_data_is_shown_on_demand_and_whole_where_that_is_said(commands: Commands, story: Story) -> None:

@@ -79,6 +79,7 @@ def test_a_wide_fan_out_is_one_box_with_those_that_failed_beside_it(story: Story
     for line in (
         "region map x 300",
         "15 failed, 285 done",
+        "15 failed, 572 done",
         "p50 20 ms, p90 20 ms, max 20 ms",
         "15 with failures",
         "100",

@@ -11,6 +11,8 @@ from trace_requests import BEGAN, NONCE, WORKFLOW, Story, fail_child, failed, fo
 from mr.errors import InvocationNotFound
 from mr.kv.memory import MemoryStore
 from mr.model import ids, keys
+from mr.model.entities import Failure
+from mr.model.records import FailedChild
 from mr.trace import flat, reasons, text, tree, why
 from mr.trace.data import WHOLE
 
@@ -186,6 +188,44 @@ def test_a_failure_is_explained_before_the_tree(story: Story) -> None:
     ]
 
 
+def why_of(story: Story) -> list[tuple[str, str]]:
+    """The lines of what is told first, as names and texts."""
+    shown = reasons.render(why.explain(*story.told()))
+    rows = (line.partition("  ") for line in shown.partition("\n\n")[0].splitlines()[1:])
+    return [(name, text.strip()) for name, _, text in rows]
+
+
+def test_what_a_parent_failed_with_is_told_before_what_it_failed_for(story: Story) -> None:
+    shop(story, children=12)
+    child = fail_child(story, 3)
+    story.invocation(story.root, "regions", "failed", error=too_many(), mapped_count=12)
+    story.request(state="failed", failed_invocation_id=story.root)
+    key = keys.failed(WORKFLOW, story.id, story.root, 0, 3)
+    story.records[key] = FailedChild(invocation_id=child, exception_type="ZeroDivisionError", exception_message="no")
+    story.dataset(keys.chunk(WORKFLOW, story.id, story.root, NONCE, 0), [[["item", n], n] for n in range(12)])
+    told = why_of(story)
+    assert ("failed", "ValueError: 1 of 12 failed and 0 may") in told
+    assert ("because", "ZeroDivisionError: division by zero") in told
+    assert ("key", '["item",3]') in told
+
+
+def too_many() -> Failure:
+    return Failure(exception_type="ValueError", exception_message="1 of 12 failed and 0 may")
+
+
+def test_a_failure_that_did_not_end_the_request_is_told_as_one(story: Story) -> None:
+    story.invocation(story.root, "count", error=failed("flaky"), attempt=2)
+    story.request(state="done")
+    told = why_of(story)
+    assert ("tolerated", "ZeroDivisionError: flaky") in told
+    assert ("attempt", "1; attempt 2 followed") in told
+
+
+def test_what_is_tried_again_says_when(story: Story) -> None:
+    story.invocation(story.root, "count", "ready", attempt=1, error=failed(), retry_timestamp=BEGAN + 5)
+    assert "again in 3.00 s" in text.render(dataclasses.replace(load(story), now=BEGAN + 2))
+
+
 def test_why_shows_everything_that_is_known(story: Story) -> None:
     shop(story)
     child = fail_child(story, 1, "\x1b[2Jno", stdout="printed \x07\n", stderr="warned\n")
@@ -211,6 +251,7 @@ def with_data(story: Story) -> tuple[str, str]:
     child = story.child(story.root, 1)
     story.dataset(keys.dataset(WORKFLOW, story.id, story.root, "arguments"), [["days", n] for n in range(25)])
     story.dataset(keys.chunk(WORKFLOW, story.id, story.root, NONCE, 0), [["north", 1], ["south", "s" * 5000]])
+    story.dataset(keys.dataset(WORKFLOW, story.id, child, "post_combine"), [["south", 1], ["south", "t" * 500]])
     story.session(child, {"seen": [1, 2]})
     story.output(child, [["south", 7]])
     return story.tell(), child
@@ -225,6 +266,8 @@ def test_data_is_shown_and_what_is_cut_says_so(story: Story) -> None:
         "… and 15 more pairs",
         f"for all of it: jobx request tree {WORKFLOW} {story.root} --data --whole",
         "sss… cut: it has 5,012 characters",
+        '["south", 1]',
+        "ttt… cut: it has 512 characters",
         f"for all of it: jobx request tree {WORKFLOW} {child} --data --whole",
         "session  1 pair, 14 bytes",
         '["seen", [1, 2]]',
@@ -282,6 +325,13 @@ def test_the_flat_list_has_every_partition(story: Story) -> None:
         story.invocation(ids.reduce_of(story.root, partition), "count")
     lines = list(flat.lines(story.store, found_request(story)))
     assert [line.split()[0] for line in lines[1:]] == [ids.reduce_of(story.root, n) for n in range(100)]
+
+
+def test_the_flat_list_says_what_has_stopped(story: Story) -> None:
+    story.invocation(story.root, "count", "running")
+    story.request(state="cancelled")
+    [line] = flat.lines(story.store, found_request(story))
+    assert line.split()[3] == "stopped"
 
 
 def test_what_did_not_begin_or_does_not_count_has_no_line(story: Story) -> None:

@@ -525,6 +525,14 @@ def test_a_failed_request_says_where_and_what_tells_more(stack: Stack) -> None:
     assert [stop["invocation_id"] for stop in status["why"]["path"]] == [f"{blocked.request_id}.0"]
 
 
+def test_a_place_that_the_message_has_is_not_told_twice(stack: Stack) -> None:
+    blocked = Blocked(stack)
+    failure = Failure(exception_type="E", exception_message="split.py:7: no pair", traceback=PLACED)
+    stack.fail(blocked.request_id, failure)
+    problem = is_problem(blocked.answer(), 500, "handler-failed")
+    assert problem["detail"].startswith("E: split.py:7: no pair - for")
+
+
 def test_a_client_is_not_told_where_the_host_has_its_libraries(stack: Stack) -> None:
     blocked = Blocked(stack)
     message = "no 'x' in '/srv/jobx/venv/lib/python3.11/site-packages/mr/data.txt' nor /data/x"
