@@ -37,7 +37,7 @@ def show_tree(
     with_data: bool = False,
     is_whole: bool = False,
 ) -> None:
-    from mr.trace import data, reasons, text, tree, why
+    from mr.trace import data, document, reasons, text, tree, why
 
     found = tree.load(
         opened,
@@ -49,7 +49,7 @@ def show_tree(
         read_dataset=_reader(),
     )
     if as_json:
-        output.document(tree.as_json(found))
+        output.document(document.as_json(found))
         return
     head = None
     if request.state == "failed" and below is None:

@@ -15,8 +15,9 @@ from mr.model import ids
 from mr.model.entities import Failure, Invocation, Request
 from mr.model.places import place_of
 from mr.trace.data import Preview
-from mr.trace.page import UNBROKEN, Page, plain
+from mr.trace.page import UNBROKEN, Page
 from mr.trace.page import one_line as one_line
+from mr.trace.page import plain as plain
 from mr.trace.tree import Group, Node, Tree, seconds_of
 
 MESSAGE_CHARACTERS = 1000

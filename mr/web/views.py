@@ -16,9 +16,9 @@ from mr.model import ids
 from mr.model.entities import Request
 from mr.results import texts
 from mr.trace import drawing, graphviz
+from mr.trace.document import as_json as tree_as_json
 from mr.trace.text import render as render_tree
 from mr.trace.tree import KEPT, Tree
-from mr.trace.tree import as_json as tree_as_json
 from mr.trace.tree import load as load_tree
 from mr.trace.why import Why, look_of
 from mr.web import events, openapi, pages, posts, waiting

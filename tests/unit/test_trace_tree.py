@@ -12,7 +12,7 @@ from mr.errors import RequestNotFound
 from mr.kv.memory import MemoryStore
 from mr.model import ids, keys
 from mr.model.records import Dataset
-from mr.trace import drawing, text, tree
+from mr.trace import document, drawing, text, tree
 from mr.trace.data import PREVIEW
 from mr.trace.tree import Group, Node
 
@@ -58,7 +58,7 @@ def test_a_request_whose_invocations_are_gone_has_no_root(story: Story) -> None:
     found = load(story)
     assert found.root is None
     assert found.total == 0
-    assert tree.as_json(found)["root"] is None
+    assert document.as_json(found)["root"] is None
     assert "gone" in text.render(found)
     assert drawing.dot(found)
 
@@ -129,7 +129,7 @@ def test_what_was_printed_is_kept_of_failures_only(story: Story) -> None:
     fan_out(story, 1)
     story.failure(story.child(story.root, 0), "region", stdout="before it broke")
     story.invocation(ids.reduce_of(story.root, 0), "regions", stdout="all is well")
-    shown = json.dumps(tree.as_json(load(story)))
+    shown = json.dumps(document.as_json(load(story)))
     assert "before it broke" in shown
     assert "all is well" not in shown
 
@@ -213,7 +213,7 @@ def test_twenty_thousand_children_take_little_room(story: Story) -> None:
     # The records themselves, held all at once, would be over 40 MB.
     assert peak < 5_000_000
     assert len(text.render(found)) < 2000
-    assert len(json.dumps(tree.as_json(found))) < 20_000
+    assert len(json.dumps(document.as_json(found))) < 20_000
     assert len(drawing.dot(found)) < 5000
 
 
@@ -227,7 +227,7 @@ def test_data_shows_what_went_in_and_out(story: Story) -> None:
     story.dataset(keys.dataset(WORKFLOW, story.id, middle, "post_combine"), [["south", n] for n in range(30)])
     story.output(middle, [["south", 435]])
     found = tree.load(story.store, WORKFLOW, story.tell(), data=True)
-    shown = tree.as_json(found)["root"]
+    shown = document.as_json(found)["root"]
     assert shown["data"]["arguments"] == {"count": 1, "bytes": 9, "pairs": [["a", 1]], "cut": {}}
     children = shown["groups"][0]["nodes"]
     assert [child["data"]["arguments"]["pairs"][0][0] for child in children[:2]] == ["north", "south"]
@@ -260,6 +260,6 @@ def test_data_in_files_is_read_by_who_can(story: Story) -> None:
 
 def test_json_keeps_what_a_failure_says(story: Story) -> None:
     fan_out(story, 1, failing=(0,))
-    [child] = tree.as_json(load(story))["root"]["groups"][0]["nodes"]
+    [child] = document.as_json(load(story))["root"]["groups"][0]["nodes"]
     assert child["error"]["exception_message"] == failed().exception_message
     assert 'File "shop/orders.py", line 5' in child["error"]["traceback"]
