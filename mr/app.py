@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from mr.config import Config
 from mr.engine.ops import Env
@@ -85,13 +85,15 @@ def open_platform(config: Config) -> Platform:
     files = open_files(config)
     store = open_store(config)
     try:
-        return Platform(store, open_queue(config), files, make_deliver(config, store, files))
+        platform = Platform(store, open_queue(config), files)
     except BaseException:
         store.close()
         raise
+    platform.deliver = make_deliver(config, platform)
+    return platform
 
 
-def make_deliver(config: Config, store: Store, files: Files) -> Callable[[Delivery], None]:
+def make_deliver(config: Config, platform: Platform) -> Callable[[Delivery], None]:
     """What delivers one delivery, or raises DeliveryFailed. Its parts are loaded when something is owed."""
 
     @lru_cache(maxsize=1)
@@ -100,9 +102,9 @@ def make_deliver(config: Config, store: Store, files: Files) -> Callable[[Delive
         from mr.results.writing import ResultWriters
         from mr.trace.why import explain
 
-        notify = Notifier(config, store, explain).notify
+        notify = Notifier(config, platform.store, partial(explain, read_dataset=platform.read_dataset)).notify
         return {
-            "result": ResultWriters(config, store, files).write,
+            "result": ResultWriters(config, platform.store, platform.files).write,
             "notification": notify,
             "message": notify,
             "handlers": notify,

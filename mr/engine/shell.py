@@ -81,7 +81,7 @@ class Platform:
         deliver: Callable[[Delivery], None] | None = None,
     ) -> None:
         self.store, self.queue, self.files = store, queue, files
-        self._deliver = deliver
+        self.deliver = deliver
         self._manifests: OrderedDict[str, Manifest] = OrderedDict()
         self._handlers: OrderedDict[str, Handler] = OrderedDict()
         self._chunks: OrderedDict[str, ops.Read[Any]] = OrderedDict()
@@ -109,10 +109,10 @@ class Platform:
         return self._perform_on_files(op)
 
     def _try_to_deliver(self, delivery: Delivery) -> ops.Undelivered | None:
-        if self._deliver is None:
+        if self.deliver is None:
             return ops.Undelivered("Nothing here delivers.")
         try:
-            self._deliver(delivery)
+            self.deliver(delivery)
         except DeliveryFailed as error:
             return ops.Undelivered(str(error), error.is_final, error.retry_after_s or 0.0)
         except StoreUnavailable:
