@@ -67,7 +67,8 @@ def end_of(request: Request) -> str:
     return f"{request.epoch}.{request.state}"
 
 
-def _name(epoch: int, progress: Progress) -> str:
+def name_of(epoch: int, progress: Progress) -> str:
+    """The ID of an event: the same for what is alike but for the time, in whichever process."""
     if progress.has_ended:
         return f"{epoch}.{progress.state}"
     timeless = msgspec.structs.replace(progress, elapsed_s=0.0, rate=None)
@@ -94,7 +95,7 @@ class _Shared:
         with self._changed:
             if self._told is None or not self._told.progress.is_like(progress):
                 number = 1 if self._told is None else self._told.number + 1
-                name = _name(self.request.epoch, progress)
+                name = name_of(self.request.epoch, progress)
                 self._told = _Told(number, name, frame(name, progress), progress)
                 self._changed.notify_all()
 
@@ -146,7 +147,7 @@ class Events:
         """
         store = self._front.platform.store
         progress = aside(store.local, Looker(store, request).look)
-        return frame(_name(request.epoch, progress), progress)
+        return frame(name_of(request.epoch, progress), progress)
 
     def stream(self, request: Request, seen: str) -> Iterator[bytes]:
         """The events of a running request until it has ended; ``seen`` is the ID of the last that the client got.

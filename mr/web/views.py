@@ -175,10 +175,10 @@ class Views:
         if found.is_done and seen == events.end_of(found):
             # What tells a browser not to connect again.
             return Response(status=204)
-        body: bytes | Iterator[bytes] = b""
+        body: bytes | Iterator[bytes]
         if found.is_done:
             body = self._events.once(found)
-        elif request.method != "HEAD":
+        else:
             self._events.check()
             body = self._events.stream(found, seen)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}

@@ -302,6 +302,12 @@ def test_a_stream_that_breaks_off_is_gone_on_with(quick: list[float]) -> None:
     assert 2.0 in quick
 
 
+def test_a_stream_that_goes_on_is_never_given_up() -> None:
+    said = [stream(event("progress", str(number)), is_whole=False) for number in range(20)]
+    with serving(*said, stream(event("end", "20", state="done"))) as server, server.client() as client:
+        assert len(list(client.watch("w", "r"))) == 21
+
+
 def test_a_server_that_never_gets_to_say_anything_is_given_up() -> None:
     with serving(stream(is_whole=False)) as server, server.client() as client, pytest.raises(BrokenOff):
         list(client.watch("w", "r"))
@@ -334,11 +340,12 @@ def test_waiting_gives_the_status_whichever_way_it_ended() -> None:
 def test_lines_of_a_stream_are_read_as_the_standard_says() -> None:
     text = (
         b"\xef\xbb\xbf: first\r\n\r\nid: 1\r\ndata: a\r\ndata:b\r\ndata\r\n\r\nevent: end\ndata: c\nother: x\n\n"
-        b"retry: 250\nretry: soon\nid: a\0b\n\nid\ndata: d\n\ndata: never closed\n"
+        b"retry: 250\nretry: soon\nid: a\0b\ndata: e\n\nid\ndata: d\n\ndata: never closed\n"
     )
     reader = Reader()
     seen = list(reader.read(text.split(b"\n")[:-1]))
-    assert seen == [Event("message", "a\nb\n", "1"), Event("end", "c", "1"), Event("message", "d", "")]
+    assert seen[:3] == [Event("message", "a\nb\n", "1"), Event("end", "c", "1"), Event("message", "e", "1")]
+    assert seen[3:] == [Event("message", "d", "")]
     assert reader.retry_s == 0.25
 
 

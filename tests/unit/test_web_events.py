@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 from test_web_application import DEADLINE_S, Stack, done, eventually, is_problem, open_stack
 from werkzeug.test import TestResponse
@@ -180,6 +181,16 @@ def test_who_connects_again_is_not_told_again_what_is_still_so(opened: Opened) -
     assert told(again.seen[0])["counts"]["sealed"] == 3
     opened.stack.succeed(request_id, done())
     assert len(again.wait()) == 2
+
+
+def test_an_event_has_the_same_name_in_every_process(opened: Opened) -> None:
+    found = Looker(opened.stack.store, opened.stack.request(opened.stack.submit())).look()
+    later = msgspec.structs.replace(found, elapsed_s=9.0, rate=1.0)
+    assert events.name_of(0, later) == events.name_of(0, found)
+    counts = msgspec.structs.replace(found.counts, running=1)
+    others = {events.name_of(1, found), events.name_of(0, msgspec.structs.replace(found, counts=counts))}
+    assert events.name_of(0, found) not in others
+    assert len(others) == 2
 
 
 def test_many_who_watch_one_request_cost_the_store_as_much_as_one(opened: Opened) -> None:
