@@ -21,11 +21,14 @@ from mr.engine.transitions import MARK, Scene
 from mr.errors import CorruptRecord, NothingToRedrive, RequestExpired, RequestNotFound, RequestRuns, StepsMissing
 from mr.kv.base import Compare
 from mr.model import ids, keys
-from mr.model.entities import Invocation, Record, Request
+from mr.model.entities import Invocation, Record, Request, encode
 from mr.model.records import Done, Manifest, Redrive, Seal
 
 _OPERATIONS = 100
 """Of one page; etcd refuses more than 128."""
+
+_BYTES = 500_000
+"""Of one page, about: records hold what handlers printed, and etcd refuses more than 1.5 MB."""
 
 _SIBLINGS = 50
 """Looked at together."""
@@ -246,6 +249,7 @@ class _Walk:
         self._env, self._scene, self._suspects, self._taken = env, scene, suspects, taken
         self._writes: list[Write] = []
         self._deletes: list[str] = []
+        self._bytes = 0
         self.steps: set[str] = set()
         """Those of what is not kept."""
         self.wakes: list[Wake] = []
@@ -352,15 +356,17 @@ class _Walk:
     def _put(self, writes: list[Write], deletes: list[str]) -> Flow[None]:
         """Adds to a page. What belongs to one invocation goes into one page, its reduces before it."""
         operations = len(self._writes) + len(self._deletes) + len(writes) + len(deletes)
-        if operations > min(_OPERATIONS, self._env.settings.page):
+        size = sum(len(encode(write.record)) for write in writes)
+        if operations > min(_OPERATIONS, self._env.settings.page) or self._bytes + size > _BYTES:
             yield from self._flush()
+        self._bytes += size
         self._writes += writes
         self._deletes += deletes
 
     def _flush(self) -> Flow[None]:
         if self._taken is None or not self._writes:
             return
-        writes, deletes, self._writes, self._deletes = self._writes, self._deletes, [], []
+        writes, deletes, self._writes, self._deletes, self._bytes = self._writes, self._deletes, [], [], 0
         answer = yield Commit(page(self._taken, writes, deletes))
         if not answer.ok:
             raise _Overtaken

@@ -14,7 +14,7 @@ from test_web_application import Stack, done, is_problem, open_stack
 
 from mr.cli import redriving, requests, submitting
 from mr.engine import redrive
-from mr.engine.ops import Read
+from mr.engine.ops import Change, Read
 from mr.engine.shell import to_txn
 from mr.kv.base import Put, Txn
 from mr.model import catalog, ids, keys
@@ -148,7 +148,7 @@ def test_one_that_was_cut_short_runs_for_those_who_ask_and_is_finished_or_cancel
     assert [(stack.request(one).epoch, stack.request(one).is_redriving) for one in (first, second)] == [(1, False)] * 2
 
 
-def test_many_partitions_are_put_back_a_page_at_a_time(stack: Stack) -> None:
+def test_many_partitions_are_put_back_a_page_at_a_time(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     request_id, partitions = stack.submit(), 300
     root_id = ids.root_of(request_id)
     root = msgspec.structs.replace(root_of(stack, request_id), state="reducing", partitions=partitions, mapped_count=0)
@@ -156,13 +156,28 @@ def test_many_partitions_are_put_back_a_page_at_a_time(stack: Stack) -> None:
     puts = []
     for part in range(partitions):
         one = ids.reduce_of(root_id, part)
-        running = msgspec.structs.replace(root, invocation_id=one, state="running", direction="reduce", lost=3)
+        running = msgspec.structs.replace(
+            root, invocation_id=one, state="running", direction="reduce", lost=3, stdout="x" * 20_000
+        )
         puts.append(Put(keys.invocation("words", request_id, one), encode(running)))
         if part % 3 == 0:
             puts.append(Put(keys.done("words", request_id, one), encode(Done(ok=True, nonce="n"))))
     for start in range(0, len(puts), 100):
         stack.store.commit([Txn(puts=tuple(puts[start : start + 100]))])
+    pages: list[tuple[int, int]] = []
+    make = redrive.page
+
+    def measured(*given: Any) -> Change:
+        change = make(*given)
+        txn = to_txn(change)
+        pages.append((len(txn.puts) + len(txn.deletes), sum(len(put.value) for put in txn.puts)))
+        return change
+
+    monkeypatch.setattr(redrive, "page", measured)
     assert stack.client.post(f"/request/words/{request_id}/redrive").status_code == 202
+    # What etcd takes at a time.
+    assert all(operations <= 128 and size <= 1_000_000 for operations, size in pages)
+    assert len(pages) > 8
     records = [
         decode(Invocation, entry.key, entry.value)
         for entry in stack.store.list(keys.invocation("words", request_id, f"{root_id}.r"))
