@@ -21,6 +21,7 @@ from mr.engine.transitions import MARK, Scene
 from mr.errors import CorruptRecord, NothingToRedrive, RequestExpired, RequestNotFound, RequestRuns, StepsMissing
 from mr.kv.base import Compare
 from mr.model import ids, keys
+from mr.model.deliveries import Delivery
 from mr.model.entities import Invocation, Record, Request, encode
 from mr.model.records import Done, Manifest, Redrive, Seal
 
@@ -41,8 +42,11 @@ def _unchanged(request: Read[Request]) -> Compare:
     return Compare("modified", request.key, request.modified, "request")
 
 
-def begin(request: Read[Request], manifest: str, now: float) -> Change:
-    """The ended request is taken: from here on it runs for those who ask, though nothing of it does yet."""
+def begin(request: Read[Request], manifest: str, owed: Iterable[str], now: float) -> Change:
+    """The ended request is taken: from here on it runs for those who ask, though nothing of it does yet.
+
+    Its result goes and, ``owed``, what would have delivered it.
+    """
     record = request.record
     assert record is not None
     workflow, request_id = record.workflow_name, record.request_id
@@ -57,7 +61,7 @@ def begin(request: Read[Request], manifest: str, now: float) -> Change:
         manifest=manifest,
         epoch=record.epoch + 1,
     )
-    deletes = [keys.result(workflow, request_id)]
+    deletes = [keys.result(workflow, request_id), *owed]
     if record.expires_timestamp is not None:
         deletes.append(keys.expire(workflow, record.expires_timestamp, request_id))
     return Change(
@@ -150,9 +154,21 @@ def redrive(env: Env, workflow: str, request_id: str, newest: str | None) -> Flo
             raise RequestRuns(workflow, request_id)
         version = record.manifest if newest is None else newest
         yield from _check(env, record, version)
-        answer = yield Commit(begin(stored, version, env.clock()))
+        owed = yield from _results_owed(record)
+        answer = yield Commit(begin(stored, version, owed, env.clock()))
         # After a doubt it may have begun, and even have ended since.
         epoch = record.epoch + 1 if answer.ok or answer.doubtful else 0
+
+
+def _results_owed(record: Request) -> Flow[list[str]]:
+    """The keys, of now or of any moment, of what delivers the result of the request's last end."""
+    workflow, owed = record.workflow_name, {}
+    for prefix in (keys.deliveries(workflow), keys.deads(workflow)):
+        reads: list[Read[Delivery]] = yield List(f"{prefix}{record.request_id}/{record.epoch}.", Delivery)
+        names = [read.key.removeprefix(prefix) for read in reads if read.record and read.record.kind == "result"]
+        owed.update(dict.fromkeys(names))
+    # It may be given up, or sent again, at any time.
+    return [prefix + name for name in owed for prefix in (keys.deliveries(workflow), keys.deads(workflow))]
 
 
 def _check(env: Env, record: Request, version: str) -> Flow[None]:

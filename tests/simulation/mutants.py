@@ -83,9 +83,9 @@ def _no_suspects(*args: Any) -> Any:
     yield
 
 
-def _live_at_once(request: Any, manifest: str, now: float) -> Change:
+def _live_at_once(request: Any, *args: Any) -> Change:
     """The request runs while it is still put back."""
-    change = _begin(request, manifest, now)
+    change = _begin(request, *args)
     live = Write(keys.live(request.record.workflow_name, request.record.request_id), Mark())
     return change._replace(writes=(*change.writes, live))
 
@@ -187,6 +187,7 @@ CAUGHT = [
     Mutant("redrive does not look below what is done", (), (("mr.engine.redrive._suspects", _no_suspects),)),
     Mutant("redrive leaves failures", ("redrive-page!done/",)),
     Mutant("redrive leaves the result", ("redrive-begin!result/",)),
+    Mutant("redrive leaves what delivers the result", ("redrive-begin!delivery/",)),
     Mutant("redrive leaves the expiry", ("redrive-begin!expire/",)),
     Mutant("redrive is found again when it has ended", ("redrive-end!redrive/",)),
     Mutant("cancel of a redrive without request", ("cancel-redriving:request",), seed=500),

@@ -93,6 +93,7 @@ class Plan:
         self.retention = rng.choice((80, 200, 600))
         self.is_keyed = rng.random() < 0.6
         self.holds = rng.choice((300, 1_000_000))
+        self.writer = rng.choice(("", "http"))
         self.notify = [f"https://{number}" for number in range(rng.choice((0, 0, 1, 2)))]
         self.redrives = rng.choice((0, 1, 1, 2))
         self.manifest, self.newest = self._manifest(rng, "old"), self._manifest(rng, "new")
@@ -251,6 +252,7 @@ class World:
             created_timestamp=self.now,
             ended_timestamp=None,
             retention_s=plan.retention,
+            writer=plan.writer,
             notify=plan.notify,
         )
         key = Key(plan.name, "body", plan.holds) if plan.is_keyed else None
@@ -519,16 +521,22 @@ class World:
                 del self.files[name]
             return None
         if isinstance(op, ops.Deliver):
-            if self.is_faulty and self.rng.random() < 0.8:
-                self.counts["fault not delivered"] += 1
-                return ops.Undelivered("down")
-            self.owing[op.delivery.request_id] -= {
-                key for key in self.listed["delivery/"] if self.store[key].record.delivery_id == op.delivery.delivery_id
-            }
-            return None
+            return self._deliver(op.delivery)
         if isinstance(op, (ops.Settle, ops.Stop)):
             return None
         raise TypeError(op)
+
+    def _deliver(self, delivery: Any) -> Any:
+        request = self.read(keys.request(WORKFLOW, delivery.request_id)).record
+        if delivery.kind == "result" and (request is None or request.state != "done"):
+            return ops.Undelivered("There is no result.", is_final=True)
+        if self.is_faulty and self.rng.random() < 0.8:
+            self.counts["fault not delivered"] += 1
+            return ops.Undelivered("down")
+        self.owing[delivery.request_id] -= {
+            key for key in self.listed["delivery/"] if self.store[key].record.delivery_id == delivery.delivery_id
+        }
+        return None
 
     def read(self, key: str) -> ops.Read[Any]:
         stored = self.store.get(key)
@@ -649,7 +657,7 @@ class World:
         if name == "submit":
             self._check_submit(change, request_id)
         elif not was_live and not name.startswith(
-            ("cleanup", "deliver", "put-off", "abandon", "redrive", "cancel-redriving")
+            ("cleanup", "deliver", "put-off", "bury", "abandon", "redrive", "cancel-redriving")
         ):
             raise Violation(f"{name} after the end")
         if name in ("submit", "redrive-end"):
@@ -679,6 +687,8 @@ class World:
         if ended is not None and ended.state in ENDED and has_result != (ended.state == "done"):
             raise Violation(f"a result of another run: {change.name}")
         self.owing[request_id].update(write.key for write in change.writes if write.key.startswith("delivery/"))
+        if change.name == "redrive-begin":
+            self.owing[request_id].difference_update(change.deletes)
 
     def _check_submit(self, change: ops.Change, request_id: str) -> None:
         if request_id in self.submitted:

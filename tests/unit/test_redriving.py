@@ -17,7 +17,7 @@ from mr.engine import redrive
 from mr.engine.ops import Change, Read
 from mr.engine.shell import to_txn
 from mr.kv.base import Put, Txn
-from mr.model import catalog, ids, keys
+from mr.model import catalog, deliveries, ids, keys
 from mr.model.catalog import Draft
 from mr.model.entities import Failure, Invocation, Request, decode, encode
 from mr.model.records import Dataset, Done, Seal
@@ -64,6 +64,9 @@ def test_a_failed_request_runs_again(stack: Stack) -> None:
 def test_what_the_end_left_goes(stack: Stack) -> None:
     request_id = failed(stack)
     expiring = msgspec.structs.replace(stack.request(request_id), expires_timestamp=2e9)
+    was_done = msgspec.structs.replace(expiring, state="done", writer="http", notify=["https://example.com/"])
+    (result, record), (notification, notice) = deliveries.of_end(was_done)
+    stack.put((result, record), (deliveries.dead_key(result), record), (notification, notice))
     expire = keys.expire("words", 2e9, request_id)
     stack.put(
         (keys.request("words", request_id), expiring), (expire, done()), (keys.result("words", request_id), done())
@@ -71,7 +74,10 @@ def test_what_the_end_left_goes(stack: Stack) -> None:
     assert stack.client.post("/request/words/last/redrive").status_code == 202
     again = stack.request(request_id)
     assert (again.expires_timestamp, again.ended_timestamp, again.failed_invocation_id) == (None, None, None)
-    assert stack.store.get([expire, keys.result("words", request_id)]) == [None, None]
+    gone = [expire, keys.result("words", request_id), result, deliveries.dead_key(result)]
+    assert stack.store.get(gone) == [None] * 4
+    # That it had ended is still told.
+    assert stack.store.get([notification]) != [None]
 
 
 def test_it_is_said_why_a_request_is_not_redriven(stack: Stack) -> None:
@@ -131,7 +137,7 @@ def begin(stack: Stack, request_id: str) -> None:
     [entry] = stack.store.get([key])
     assert entry is not None
     read = Read(key, decode(Request, key, entry.value), entry.created, entry.modified, entry.version)
-    stack.store.commit([to_txn(redrive.begin(read, stack.request(request_id).manifest, 0.0))])
+    stack.store.commit([to_txn(redrive.begin(read, stack.request(request_id).manifest, (), 0.0))])
 
 
 def test_one_that_was_cut_short_runs_for_those_who_ask_and_is_finished_or_cancelled(stack: Stack) -> None:
