@@ -27,6 +27,7 @@ from servers.nginx import Nginx
 from servers.platform import Cluster, nginx_configuration
 from servers.process import HOST, Port
 
+from mr.client import Client
 from tests.acceptance.served import until
 
 DEADLINE_S = 60.0
@@ -401,6 +402,18 @@ def test_what_is_streamed_goes_out_as_it_comes(
         assert response.readline() == b"first\n"
         heard.set()
         assert response.read() == b"second\n"
+
+
+def test_a_request_is_watched_through_nginx(door: Door) -> None:
+    with Client(f"http://{HOST}:{door.port}") as client:
+        request_id = client.submit("w", "slow", {"seconds": 600}).request_id
+        states = []
+        for progress in client.watch("w", request_id):
+            if not states:
+                # What nginx held back would come when it is too late.
+                assert client.cancel("w", request_id).state == "cancelled"
+            states.append(progress.state)
+    assert (states[0], states[-1]) == ("running", "cancelled")
 
 
 def test_the_front_end_hears_nothing_of_what_a_client_claims(tmp_path: Path, short_directory: Path) -> None:
