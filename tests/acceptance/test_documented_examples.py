@@ -1,7 +1,7 @@
 """The documentation's console examples, run as written: the same commands in one shell, and the output that is shown.
 
-``...`` in an output stands for anything. A command without output may print what it likes, and has to succeed. Only
-what fetches and installs JobX is left out, and the port is one that is free.
+``...`` in an output stands for anything, and what differs from run to run is not compared. A command without output may
+print what it likes, and has to succeed. Only what fetches and installs JobX is left out, and ports are ones that are free.
 """
 
 from __future__ import annotations
@@ -63,13 +63,11 @@ class Shell:
     """One bash that runs commands in turn, and all that they started in it, until the end of the block."""
 
     def __init__(self, directory: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.ports = {shown: free_port() for shown in (":8080", "8099")}
         environ = {
             "HOME": str(directory),
             "LANG": "C.UTF-8",
-            "MR_BIND": f"127.0.0.1:{self.port}",
+            "MR_BIND": f"127.0.0.1{self.real(':8080')}",
             "NO_PROXY": "*",
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         }
@@ -94,9 +92,14 @@ class Shell:
         for line in self.process.stdout:
             self.lines.put(line.replace("\r", ""))
 
+    def real(self, text: str) -> str:
+        """With the ports that there are in place of those that are shown."""
+        for shown, port in self.ports.items():
+            text = text.replace(shown, f"{':' * shown.startswith(':')}{port}")
+        return text
+
     def check(self, example: Example) -> None:
-        command = example.command.replace(":8080", f":{self.port}")
-        wanted = example.output.replace(":8080", f":{self.port}")
+        command, wanted = self.real(example.command), self.real(example.output)
         assert self.process.stdin is not None
         self.process.stdin.write(f"{command}\ncode=$?; echo; echo {MARK} $code\n")
         self.process.stdin.flush()
@@ -136,9 +139,30 @@ class Shell:
                     pipe.close()
 
 
+VARYING = (
+    (re.compile(r"\b1[0-9a-hjkmnp-tv-z]{17}(\.0\.[a-z2-7]{8}(?=-\d))?"), "REQUEST"),
+    (re.compile(r"\b\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\b"), "MOMENT"),
+    (re.compile(r"\b\d+(\.\d+)? ?ms\b|\b\d+(\.\d+)? s\b"), "TIME"),
+    (re.compile(r"^(worker +)\S+$", re.MULTILINE), r"\1WORKER"),
+    # Pythons before 3.11 do not point at what went wrong in a line.
+    (re.compile(r"^[ ~]*\^[\^~]*\n", re.MULTILINE), ""),
+    (re.compile(r"(?<=\S)(\t| {2,})"), " "),
+)
+"""What differs from run to run, and between a table and columns with tabs."""
+
+
 def matches(wanted: str, said: str) -> bool:
-    pattern = ".*".join(re.escape(part) for part in wanted.strip().split("..."))
-    return re.fullmatch(pattern, said.strip(), re.DOTALL) is not None
+    for pattern, same in VARYING:
+        wanted, said = pattern.sub(same, wanted), pattern.sub(same, said)
+    wanted, said = (re.sub(r" +$", "", text.strip(), flags=re.MULTILINE) for text in (wanted, said))
+    return re.fullmatch(".*".join(map(re.escape, wanted.split("..."))), said, re.DOTALL) is not None
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 @pytest.fixture
