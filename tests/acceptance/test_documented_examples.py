@@ -1,7 +1,7 @@
 """The documentation's console examples, run as written: the same commands in one shell, and the output that is shown.
 
 ``...`` in an output stands for anything, and what differs from run to run is not compared. A command without output may
-print what it likes, and has to succeed. Only what fetches and installs JobX is left out, and ports are ones that are free.
+print what it likes, and has to succeed. Only what fetches and installs JobX is left out, and ports are free ones.
 """
 
 from __future__ import annotations
