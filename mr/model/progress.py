@@ -12,8 +12,8 @@ class _Told(msgspec.Struct, frozen=True, kw_only=True):
 class Counts(_Told, frozen=True, kw_only=True):
     """Of the map invocations, the root among them.
 
-    ``sealed``: all that there are so far. ``ready``: those that nobody has begun. ``running``: those that somebody runs,
-    or reduces, right now. ``ended``: those that did, with the ``failed`` ones. All others wait for their children.
+    ``sealed``: all that there are so far. ``ready``: those that nobody has begun. ``running``: those that somebody
+    runs, or reduces, right now. ``ended``: those that did, with the ``failed`` ones. All others wait for their children.
     """
 
     sealed: int

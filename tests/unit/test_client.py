@@ -125,7 +125,9 @@ class Server(NamedTuple):
 @contextmanager
 def serving(*said: Say, path: Path | None = None) -> Iterator[Server]:
     asked: list[Asked] = []
-    handler = type("Handler", (_Handler,), {"said": list(said), "asked": asked})
+    handler = type(
+        "Handler", (_Handler,), {"said": list(said), "asked": asked, "disable_nagle_algorithm": path is None}
+    )
     server: BaseServer
     if path is None:
         tcp = ThreadingTCPServer(("127.0.0.1", 0), handler)
