@@ -317,8 +317,10 @@ def delete_workflow(store: Store, workflow_name: str) -> None:
         if settle(
             store, Txn((compare,), (), (keys.current(workflow_name), keys.workflow(workflow_name)), durable=True)
         ):
-            store.delete_prefix(keys.manifest(workflow_name, ""))
-            store.delete_prefix(keys.source(workflow_name, ""))
+            prefixes = (keys.manifests, keys.idempotencies, keys.deliveries, keys.deads)
+            for prefix in (*(of(workflow_name) for of in prefixes), keys.source(workflow_name, "")):
+                store.delete_prefix(prefix)
+            settle(store, Txn(deletes=(keys.secret(workflow_name),)))
             return
 
 

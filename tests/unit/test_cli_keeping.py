@@ -10,6 +10,7 @@ import pytest
 from cli_runs import Commands
 
 from mr.cli import byhand, invocations, jobs, keeping, requests, submitting, workflows
+from mr.kv.base import Put, Txn
 from mr.model import ids, keys
 from mr.model.entities import Request, decode
 
@@ -157,6 +158,21 @@ def test_what_is_owed_is_removed_when_that_is_said(words: Commands) -> None:
     assert (done.exit_code, done.stdout) == (0, "")
     assert "Left are 1" in done.stderr
     assert words.run(keeping.classic_cleanup, "words", "--all-ended", "--undelivered").stdout.startswith(request_id)
+
+
+def test_nothing_of_a_deleted_workflow_is_left(words: Commands) -> None:
+    assert words.jobx("webhook", "secret", "words").exit_code == 0
+    words.printed(workflows.set_policies, "words", "--outgoing-allow", "127.0.0.1", "--notify", "http://127.0.0.1:9/")
+    ended(words)
+    assert words.run(keeping.classic_cleanup, "words", "last", "--undelivered").exit_code == 0
+    held = Put(keys.idempotency("words", "wordcount", "0"), b"{}")
+    words.store().commit([Txn(puts=(held,))])
+    (words.directory / "words" / "jobs.yaml").write_text("jobs: {}\n")
+    for name in ("split.py", "add.py"):
+        (words.directory / "words" / name).unlink()
+    assert words.jobx("apply", str(words.directory / "words")).exit_code == 0
+    assert words.run(workflows.delete, "words").exit_code == 0
+    assert [entry.key for entry in words.store().list("")] == []
 
 
 # --- by hand -----------------------------------------------------------------------------------------------------

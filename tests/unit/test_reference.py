@@ -9,6 +9,7 @@ from types import ModuleType
 
 import click
 import pytest
+from click.testing import CliRunner
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -63,3 +64,12 @@ def test_what_is_not_given_is_told_of_an_option() -> None:
         "-n, --number INTEGER",
         "How many. Not given: 3.",
     )
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_no_error_and_what_cannot_be_understood_exits_with_2(name: str) -> None:
+    runner = CliRunner()
+    helped = runner.invoke(COMMANDS[name], ["--help"])
+    assert (helped.exit_code, helped.stderr) == (0, "")
+    wrong = runner.invoke(COMMANDS[name], ["--no-such-option"])
+    assert (wrong.exit_code, wrong.stdout) == (2, "")
