@@ -13,7 +13,7 @@ class Counts(_Told, frozen=True, kw_only=True):
     """Of the map invocations, the root among them.
 
     ``sealed``: all that there are so far. ``ready``: those that nobody has begun. ``running``: those that somebody
-    runs, or reduces, right now. ``ended``: those that did, with the ``failed`` ones. All others wait for their children.
+    runs, or reduces, right now. ``ended``: those that did, with the ``failed`` ones. Others wait for their children.
     """
 
     sealed: int

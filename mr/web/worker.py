@@ -99,7 +99,12 @@ class FrontWorker(GeventWorker):  # type: ignore[misc]
         # store of this machine nothing on the way has to wait.
         gevent.sleep(0)
         sock.settimeout(_STALLED_S)
-        super().handle_request(listener_name, req, sock, addr)
+        try:
+            super().handle_request(listener_name, req, sock, addr)
+        except StopIteration:
+            # The connection is to be closed, and its client may be sending still.
+            self._is_read(req.body)
+            raise
         if not self._is_read(req.body):
             raise StopIteration
         sock.settimeout(None)

@@ -278,6 +278,9 @@ def test_a_body_over_the_limit_is_answered_and_not_cut(serve: Callable[..., Serv
             connection.request("GET", "/healthz")
             assert connection.getresponse().read() == b'{"status": "ok"}\n'
             connection.close()
+        for _ in range(5):
+            closed = server.ask("POST", "/job/words/wordcount", body, {"Connection": "close"})
+            assert (closed.status, closed.json()["limit"]) == (413, 1000)
     assert server.ask("POST", "/job/words/wordcount?blocking=false", b"{}".ljust(1000)).status == 202
 
 
