@@ -11,7 +11,7 @@ import pytest
 from cli_runs import ADD, Commands
 from trace_requests import Story
 
-from mr.cli import invocations, requests, submitting
+from mr.cli import handlers, invocations, requests, submitting, workflows
 from mr.cli.main import main
 from mr.model import ids, keys
 
@@ -294,7 +294,8 @@ def test_help_shows_an_example_of_the_command(commands: Commands, name: str, com
 
 
 def test_what_was_made_by_hand_is_brought_in_once_though_it_runs_alike(commands: Commands) -> None:
-    commands.create_words()
+    commands.printed(workflows.create, "words", "")
+    commands.printed(handlers.create, "words", "add", "Adds up", "python", "reducer", stdin=ADD)
     directory = str(commands.words())
     assert "words: update handler add" in commands.jobx("apply", directory).stdout
     assert commands.jobx("apply", directory).stdout == "words: nothing to change\n"
