@@ -79,7 +79,6 @@ def examine() -> list[Finding]:
     """All findings, in the order of the checks."""
     # They know of every technology; no other command should have to wait for that.
     from mr.cli import checks
-
     from mr.notify import notifier
     from mr.results import writing
 
