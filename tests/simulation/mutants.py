@@ -147,7 +147,7 @@ CAUGHT = [
     Mutant("fail without seal", _both("fail", "seal"), seed=870),
     Mutant("fail of a reduce without invocation", _both("fail", "invocation")),
     Mutant("exceed without invocation", _both("exceed", "invocation")),
-    Mutant("exceed without live", _both("exceed", "live"), seed=1170),
+    Mutant("exceed without live", _both("exceed", "live"), seed=3480),
     Mutant("exceed leaves the seal open", ("exceed-keeps-open",)),
     Mutant("failures never exceed", (), (("mr.engine.join._exceed", _nothing),)),
     Mutant("failures read before counts", (), (("mr.engine.join.read_join", _failures_first),)),
@@ -190,8 +190,8 @@ CAUGHT = [
     Mutant("redrive leaves what delivers the result", ("redrive-begin!delivery/",)),
     Mutant("redrive leaves the expiry", ("redrive-begin!expire/",)),
     Mutant("redrive is found again when it has ended", ("redrive-end!redrive/",)),
-    Mutant("cancel of a redrive without request", ("cancel-redriving:request",), seed=500),
-    Mutant("sweep remembers what ended before a redrive", (), _REMEMBERS),
+    Mutant("cancel of a redrive without request", ("cancel-redriving:request",), seed=1590),
+    Mutant("sweep remembers what ended before a redrive", (), _REMEMBERS, seed=6970),
 ]
 
 REDUNDANT = {
