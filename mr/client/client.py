@@ -149,6 +149,15 @@ class Client:
         with self._connection.ask("DELETE", _path(workflow, request_id)) as answer:
             return _decode(answer.read(), Status)
 
+    def redrive(self, workflow: str, request_id: str, *, same_manifest: bool = False) -> Status:
+        """Runs again what failed in it or was not done; how it stands then. On the newest handlers, unless told not to.
+
+        :raises Refused: there is nothing to run again, or it has not ended; so where an answer was lost, it may run.
+        """
+        body = b'{"manifest": "same"}' if same_manifest else b""
+        with self._connection.ask("POST", f"{_path(workflow, request_id)}/redrive", body) as answer:
+            return _decode(answer.read(), Status)
+
     def result(self, workflow: str, request_id: str) -> Iterator[Pair]:
         """The pairs of a request that is done, one by one, as they come: a large result is never in memory as a whole.
 

@@ -77,10 +77,11 @@ def deliver(env: Env, owed: Read[Delivery]) -> Flow[Undelivered | None]:
     # Half as long again as it has been waited already: soon there after a short outage, rarely there in a long one.
     ceiling = min(settings.deliver_last_s, max(settings.deliver_first_s, (now - since) / 2))
     pause = max(ceiling * (0.5 + 0.5 * env.jitter()), min(failure.retry_after_s, settings.deliver_last_s))
-    if failure.is_final or now + pause > since + settings.delivery_s:
+    end = since + settings.delivery_s
+    if failure.is_final or now >= end:
         yield Commit(bury(owed, failure.message, now))
     else:
-        yield Commit(put_off(owed, failure.message, now + pause))
+        yield Commit(put_off(owed, failure.message, min(now + pause, end)))
     return failure
 
 

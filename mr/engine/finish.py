@@ -8,7 +8,7 @@ from mr.engine import transitions as t
 from mr.engine.join import after_child, wake
 from mr.engine.ops import Commit, Env, Flow, Get, Publish
 from mr.engine.transitions import Hold
-from mr.handlers.protocol import Failed, Finished
+from mr.handlers.protocol import Failed, Finished, Told
 from mr.model import ids, keys
 from mr.model.entities import Failure
 from mr.model.places import place_of
@@ -49,14 +49,23 @@ def input_is_missing(env: Env, hold: Hold) -> Flow[None]:
         yield from abandon(hold)
 
 
+def handler_of(hold: Hold, event: Failed | Told) -> str:
+    """Which handler that comes from: a map runs its combiner, too, and its runner says which of them it was."""
+    step = hold.scene.step(hold.record)
+    if hold.record.direction == "reduce":
+        return step.reduce_handler_name
+    is_combiner = event.handler_name and event.handler_name == step.combine_handler_name
+    return step.combine_handler_name if is_combiner else step.map_handler_name
+
+
 def fail_or_retry(env: Env, hold: Hold, event: Failed | None, is_final: bool = False) -> Flow[None]:
     """An attempt failed (``event`` None: too many workers were lost). Another one follows, or it is final."""
     step = hold.scene.step(hold.record)
-    handler = step.map_handler_name if hold.record.direction == "map" else step.reduce_handler_name
     if event is None:
         message = f"{hold.record.lost} workers were lost while they ran this (MR_MAX_LOST is {env.settings.max_lost})."
         event = failed("WorkerLost", message)
         is_final = True
+    handler = handler_of(hold, event)
     limit = env.settings.kept_output_chars
     failure = Failure(
         exception_type=event.exception_type[:256],

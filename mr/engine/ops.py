@@ -164,11 +164,13 @@ class Deliver(NamedTuple):
 
 
 class Undelivered(NamedTuple):
-    """``is_final``: trying again is of no use. ``retry_after_s``: whoever refused it asks for so long a pause."""
+    """``is_final``: trying again is of no use. ``retry_after_s``: whoever refused it asks for so long a pause.
+    ``is_ours``: it failed before anybody else was asked."""
 
     message: str
     is_final: bool = False
     retry_after_s: float = 0.0
+    is_ours: bool = False
 
 
 class Together(NamedTuple):

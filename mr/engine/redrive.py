@@ -55,6 +55,7 @@ def begin(request: Read[Request], manifest: str, owed: Iterable[str], now: float
         state="running",
         is_done=False,
         is_redriving=True,
+        redriven_timestamp=now,
         failed_invocation_id=None,
         ended_timestamp=None,
         expires_timestamp=None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mr.engine.finish import handler_of
 from mr.engine.ops import Change, Commit, Env, Flow, Write
 from mr.engine.transitions import Hold
 from mr.handlers.protocol import Told
@@ -13,12 +14,11 @@ def tell(env: Env, hold: Hold, number: int, message: Told) -> Flow[None]:
     request = hold.scene.request
     if not request.notify:
         return
-    step = hold.scene.step(hold.record)
     payload = {
         "channel": message.channel,
         "level": message.level,
         "text": message.text,
-        "handler_name": step.map_handler_name if hold.record.direction == "map" else step.reduce_handler_name,
+        "handler_name": handler_of(hold, message),
         "invocation_id": hold.id,
     }
     now = env.clock()

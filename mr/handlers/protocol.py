@@ -81,6 +81,7 @@ class Told(_Frame, frozen=True):
     channel: str
     level: str
     text: str
+    handler_name: str = ""
 
 
 class Finished(_Frame, frozen=True):
@@ -105,6 +106,8 @@ class Failed(_Frame, frozen=True):
     fatal: bool = False
     """The runner is of no use any more."""
     task_id: int = 0
+    handler_name: str = ""
+    """The one that raised; empty where the worker says it, which only knows the task."""
 
 
 Event = Direction | Children | Output | Told | Finished | Failed

@@ -133,6 +133,7 @@ class Runner:
         self._programs: dict[str, Program] = {}
         self._standard = standard_scope(self._tell)
         self._told = 0
+        self._handler_name = ""
         self._files = SharedFiles(settings.fs_url)
         self._factory: ScopeFactory | None = None
         self._is_cancelled = False
@@ -153,6 +154,7 @@ class Runner:
     def _serve_one(self, task: Task) -> None:
         self._is_cancelled = False
         self._told = 0
+        self._handler_name = task.handler_name
         self._state.open()
         failure: Failed | None = None
         session = Session(b"", False)
@@ -190,6 +192,7 @@ class Runner:
                 Finished(session=session_text, stdout="", stderr="", fatal=not is_clean, task_id=task.task_id)
             )
         else:
+            failure = msgspec.structs.replace(failure, handler_name=self._handler_name)
             self._channel.drop()
             self._channel.put(failure if is_clean else msgspec.structs.replace(failure, fatal=True))
         self._channel.flush()
@@ -227,7 +230,8 @@ class Runner:
             return
         self._told += 1
         if self._told <= MAX_TOLD:
-            self._channel.put(Told(channel=channel, level=level, text=shortened(_clean(text), MAX_MESSAGE_CHARACTERS)))
+            told = shortened(_clean(text), MAX_MESSAGE_CHARACTERS)
+            self._channel.put(Told(channel=channel, level=level, text=told, handler_name=self._handler_name))
             self._channel.flush()
         elif self._told == MAX_TOLD + 1:
             print(f"WARNING: others are told of {MAX_TOLD} messages of an attempt, not of more.", file=sys.stderr)
@@ -256,6 +260,7 @@ class Runner:
     def _start(self, task: Task, version: str, session: Session, items: Any) -> Output:
         """Begin running a handler over an iterable."""
         handler, program = self._program(version)
+        self._handler_name = handler.handler_name
         context = Context(task, handler.handler_name, session, lambda: self._is_cancelled)
         files = {"FS": self._files.of(task.workflow_name, task.request_id)}
         scope = {**self._standard, **context.scope(), **files, **self._added(task, handler)}

@@ -132,6 +132,8 @@ class Request(Record, frozen=True, kw_only=True):
     epoch: int = 0
     retention_s: int = 3600
     expires_timestamp: float | None = None
+    redriven_timestamp: float | None = None
+    """When it began to run again, if it did."""
     is_redriving: bool = False
     """It is being put back to where it can go on from: nothing of it runs yet."""
     is_kept: bool = False
@@ -140,6 +142,11 @@ class Request(Record, frozen=True, kw_only=True):
     """What delivers its result (empty: it is only kept). Chosen when it was accepted, like ``notify``."""
     notify: list[str] = []
     """Who is told of its end."""
+
+    @property
+    def began_timestamp(self) -> float:
+        """When it was accepted or, after a redrive, began to run again."""
+        return self.redriven_timestamp or self.created_timestamp
 
 
 class Invocation(Record, frozen=True, kw_only=True):

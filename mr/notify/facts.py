@@ -89,7 +89,7 @@ def of_request(delivery: Delivery, request: Request | None, why: Why | None, pub
     facts["ended_timestamp"] = moment(delivery.created_timestamp if ended is None else ended)
     facts["seconds"] = None
     if request is not None and ended is not None:
-        facts["seconds"] = round(max(0.0, ended - request.created_timestamp), 3)
+        facts["seconds"] = round(max(0.0, ended - request.began_timestamp), 3)
     facts["since"] = "removed" if request is None else None if is_as_told else "redriven"
     facts["error"], facts["path"], facts["path_omitted"] = None, [], 0
     if is_as_told and why is not None and why.failure is not None:

@@ -60,7 +60,8 @@ class Templates:
         except Exception as error:
             # A template is others' code, in which anything may go wrong.
             problem = f"{type(error).__name__}: {error}"
-            raise DeliveryFailed(f"The mail's template {_place_of(name, error)} cannot be used: {problem}") from error
+            what = f"The mail's template {_place_of(name, error)} cannot be used: {problem}"
+            raise DeliveryFailed(what, is_ours=True) from error
 
 
 def examine(directory: str) -> list[Finding]:

@@ -153,7 +153,7 @@ class _Drawing:
         if seconds is not None:
             lines.append(_small(f"{request.state} in {duration(seconds)}"))
         elif not request.is_done:
-            lines.append(_small(f"running for {duration(max(0.0, now - request.created_timestamp))}"))
+            lines.append(_small(f"running for {duration(max(0.0, now - request.began_timestamp))}"))
         else:
             lines.append(_small(escaped(request.state)))
         total = self.tree.total

@@ -79,7 +79,7 @@ def request_line(request: Request, now: float) -> Text:
     if seconds is not None:
         line.append(f" in {_time(seconds)}")
     elif not request.is_done:
-        line.append(f" for {_time(max(0.0, now - request.created_timestamp))}")
+        line.append(f" for {_time(max(0.0, now - request.began_timestamp))}")
     return line
 
 

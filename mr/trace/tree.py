@@ -244,7 +244,7 @@ def _end(groups: list[Group]) -> None:
 
 def seconds_of(record: Invocation | Request) -> float | None:
     """How long it took; None while it has not ended or nobody knows when it began."""
-    began = record.started_timestamp if isinstance(record, Invocation) else record.created_timestamp
+    began = record.started_timestamp if isinstance(record, Invocation) else record.began_timestamp
     if began is None or record.ended_timestamp is None:
         return None
     # Two machines may have had a say in it, and their clocks differ.

@@ -176,7 +176,7 @@ class Looker:
         if not request.is_done:
             running = self._store.count(keys.own(self._workflow, self._id, ""))
             ready = max(0, sealed - ended - waits - running)
-        elapsed_s = max(0.0, (request.ended_timestamp or time.time()) - request.created_timestamp)
+        elapsed_s = max(0.0, (request.ended_timestamp or time.time()) - request.began_timestamp)
         lacks = self._lacking(request)
         return Progress(
             request_id=self._id,

@@ -139,7 +139,7 @@ def _problem(description: str, *headers: str, slugs: tuple[str, ...]) -> Part:
 _RESPONSES: dict[str, Part] = {
     "Invalid": _problem(
         "The input cannot be taken as it is; `parameter` names the part.",
-        slugs=("invalid-input", "invalid-http", "invalid-pair"),
+        slugs=("invalid-input", "invalid-http", "invalid-pair", "forbidden-url"),
     ),
     "Unauthorized": _problem("This takes a token.", "www_authenticate", slugs=("unauthorized",)),
     "Forbidden": _problem("The token is not for this.", slugs=("forbidden", "foreign-origin")),

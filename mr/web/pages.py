@@ -123,7 +123,7 @@ def _facts(status: Status) -> list[tuple[str, Any]]:
         facts.append(("name", request.name))
     facts.append(("accepted", _moment(request.created_timestamp)))
     if request.ended_timestamp is not None:
-        seconds = request.ended_timestamp - request.created_timestamp
+        seconds = request.ended_timestamp - request.began_timestamp
         facts.append(("ended", f"{_moment(request.ended_timestamp)}, after {seconds:.3g} s"))
     if progress is not None and progress.children:
         failed = f", {progress.failed} of them failed" if progress.failed else ""

@@ -25,16 +25,22 @@ PER_PLACE = 4
 
 _FIRST_REST_S = 1.0
 _LAST_REST_S = 30.0
+_MOST_RESTS = 1000
 _LAST_WAIT_S = 3.0
 
 log = logging.getLogger(__name__)
 
 
-def place_of(target: str) -> str:
-    """What is down when one delivery to it fails for that reason: a host, the mail server, or a writer."""
+def place_of(target: str, result_url: str = "") -> str:
+    """What is down when one delivery to it fails for that reason: a host, the mail server, or a writer.
+
+    ``result_url`` is where the platform's own settings have results posted.
+    """
     url = parse_target(target).url
-    parts = urlsplit(url)
-    return parts.netloc.lower() if parts.scheme in ("http", "https") else url.partition(":")[0]
+    parts = urlsplit(result_url if url == "http" else url)
+    if parts.scheme in ("http", "https"):
+        return parts.netloc.lower()
+    return "mailto" if url == "email" else url.partition(":")[0]
 
 
 class Places:
@@ -66,14 +72,18 @@ class Places:
         else:
             _, pause = self._rests.get(place, (0.0, _FIRST_REST_S / 2))
             pause = min(_LAST_REST_S, 2 * pause)
-            self._rests[place] = (self._clock() + pause, pause)
+            now = self._clock()
+            if len(self._rests) >= _MOST_RESTS:
+                # A place that nobody has tried for as long as it rested is not known to be down any more.
+                self._rests = {name: rest for name, rest in self._rests.items() if rest[0] + rest[1] > now}
+            self._rests[place] = (now + pause, pause)
 
 
 class Courier:
     """Delivers for the workflows that ``held`` tells, each as soon as it may."""
 
-    def __init__(self, worker: Surroundings, env: Env, held: Callable[[], Iterable[str]]) -> None:
-        self._worker, self._env, self._held = worker, env, held
+    def __init__(self, worker: Surroundings, env: Env, held: Callable[[], Iterable[str]], result_url: str = "") -> None:
+        self._worker, self._env, self._held, self._result_url = worker, env, held, result_url
         self._memories: dict[str, deliver.Memory] = {}
         self._places = Places(asyncio.get_running_loop().time)
         self._under_way: dict[str, asyncio.Task[None]] = {}
@@ -120,7 +130,7 @@ class Courier:
 
     def _takes(self, key: str, target: str) -> bool:
         """Reserves a place for it, if there is one."""
-        place = place_of(target)
+        place = self._place(target)
         if key in self._under_way or not self._places.has_room(place):
             return False
         self._places.enter(place)
@@ -130,7 +140,7 @@ class Courier:
     def _begin(self, workflow: str, owed: Read[Delivery]) -> None:
         assert owed.record is not None
         # What was reserved for others that have gone meanwhile is given back.
-        self._reserved.remove(place_of(owed.record.target))
+        self._reserved.remove(self._place(owed.record.target))
         task = asyncio.create_task(self._deliver(workflow, owed, owed.record))
         self._under_way[owed.key] = task
         task.add_done_callback(lambda _: self._ended(owed.key))
@@ -144,8 +154,9 @@ class Courier:
         has_worked: bool | None = None
         try:
             failure = await self._run(workflow, deliver.deliver(self._env, owed))
-            # What nobody will ever take says nothing of the place.
-            has_worked = failure is None or failure.is_final
+            # A place that refuses for good is up.
+            if failure is None or not failure.is_ours:
+                has_worked = failure is None or failure.is_final
             if failure is not None:
                 fields = {"workflow": workflow, "request": record.request_id or ""}
                 log.warning("%s was not delivered: %s", record.delivery_id, failure.message, extra=fields)
@@ -156,7 +167,10 @@ class Courier:
         except Exception:
             log.exception("the delivery %s went wrong, trying again", record.delivery_id)
         finally:
-            self._places.leave(place_of(record.target), has_worked)
+            self._places.leave(self._place(record.target), has_worked)
+
+    def _place(self, target: str) -> str:
+        return place_of(target, self._result_url)
 
     async def _run(self, workflow: str, flow: Flow[Any]) -> Any:
         return await Job(self._worker, None, workflow, "").run(flow)

@@ -124,7 +124,7 @@ class Worker:
         self._consumer = queue.consumer(self._config.channel, max_in_flight=3 * most, visibility=_VISIBILITY_S)
         self._intake = Intake(self._consumer, self._pace, self._runners, loop.time, self._finished.add)
         self._sweeps = Sweeps(self, env)
-        self._courier = Courier(self, env, lambda: self._sweeps.held)
+        self._courier = Courier(self, env, lambda: self._sweeps.held, self._config.result_http_writer_server_url)
         self._registry = Registry(self, self._config, self._tenure.lease)
         self._watch: Watch | None = None
         await self.pool.start()

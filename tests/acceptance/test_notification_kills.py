@@ -86,7 +86,7 @@ def what(txn):
 
 def opened(config):
     platform = open_platform(config)
-    commit, deliver = platform.store.commit, platform._deliver
+    commit, deliver = platform.store.commit, platform.deliver
     def committing(txns):
         for txn in txns:
             reach(f"before {what(txn)}")
@@ -99,7 +99,7 @@ def opened(config):
         reach("before it is sent")
         deliver(delivery)
         reach("after it was sent")
-    platform.store.commit, platform._deliver = committing, delivering
+    platform.store.commit, platform.deliver = committing, delivering
     return platform
 
 # What waits here waits for less than it would.

@@ -10,7 +10,8 @@ import pytest
 from tests.simulation.mutants import CAUGHT, Mutant
 from tests.simulation.world import survey
 
-SEEDS = int(os.environ.get("JOBX_SEEDS", "20000"))
+IS_THOROUGH = os.environ.get("CI") == "true" or bool(os.environ.get("JOBX_FULL"))
+SEEDS = int(os.environ.get("JOBX_SEEDS", "20000" if IS_THOROUGH else "6000"))
 BLOCK = 500
 
 TRANSITIONS = (

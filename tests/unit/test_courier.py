@@ -34,10 +34,12 @@ KEY = "delivery/w/r/0.0"
         ("file", "file"),
         ("file:a/b", "file"),
         ("class:a.B", "class"),
+        ("email", "mailto"),
+        ("http", "results.example.com"),
     ],
 )
 def test_what_is_down_together_is_one_place(target: str, place: str) -> None:
-    assert place_of(target) == place
+    assert place_of(target, "https://results.example.com/in") == place
 
 
 def test_one_place_takes_no_more_than_its_share_and_all_together_no_more_than_there_are_threads() -> None:
@@ -104,13 +106,14 @@ def test_what_was_delivered_is_forgotten() -> None:
 
 def test_what_was_not_is_tried_again_after_pauses_that_grow_with_its_age_up_to_an_hour() -> None:
     pauses = []
-    for age in (0, 4, 60, 600, 7200, 80_000):
+    for age in (0, 4, 60, 600, 7200, 80_000, 86_000):
         [write] = tried(ops.Undelivered("down"), 1000.0 + age, attempts=3).writes
         assert isinstance(write.record, Delivery) and write.key == KEY
         assert (write.record.attempts, write.record.last_error) == (4, "down")
         pauses.append(write.record.due_timestamp - 1000 - age)
     # Without jitter, which at least halves them.
-    assert pauses == [1, 1, 15, 150, 1800, 1800]
+    # The last try is at the end of the day.
+    assert pauses == [1, 1, 15, 150, 1800, 1800, 400]
 
 
 def test_whoever_asks_for_a_pause_gets_it() -> None:

@@ -135,6 +135,7 @@ def test_a_token_that_cannot_be_read_lets_nobody_in_and_counts_as_one(
     stack.store.commit([Txn(puts=(Put(keys.token(token_id), b"{"),))])
     eventually(lambda: not is_let_in(ask(stack, **token)))
     assert not is_let_in(ask(stack))
+    eventually(lambda: "of no use" in caplog.text)
     caplog.clear()
     stack.front.access.check()
     assert not caplog.text

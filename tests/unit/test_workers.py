@@ -184,8 +184,8 @@ def test_the_roles_that_operations_tells_are_what_belongs_to_a_workflow() -> Non
     token = (keys.TOKENS, "read")
     assert served == {(key, right) for key, right in spaces if right != "nothing"} | {token}
     changed = {(key, right) for is_prefix, role, right, key in told if role == "jobx-words-author"}
-    requests = (keys.requests("words"), "read")
-    assert changed == {(key, "readwrite") for key, right in spaces if right != "readwrite"} | {requests}
+    requests, news = (keys.requests("words"), "read"), (keys.deliveries("words"), "readwrite")
+    assert changed == {(key, "readwrite") for key, right in spaces if right != "readwrite"} | {requests, news}
     assert all(bool(is_prefix) is key.endswith("/") for is_prefix, _, _, key in told)
 
 
@@ -688,9 +688,9 @@ def test_the_list_of_a_workflow_that_is_not_there_is_refused(tmp_path: Path) -> 
 def test_a_request_that_waits_says_so_on_standard_error(tmp_path: Path) -> None:
     commands = Commands(tmp_path)
     commands.create_words()
-    from mr.cli import requests
+    from mr.cli import requests, submitting
 
-    request_id = commands.printed(requests.create, "words", "wordcount", "-a", "text", "a")["primary_key"]
+    request_id = commands.printed(submitting.create, "words", "wordcount", "-a", "text", "a")["primary_key"]
     for arguments in (("request", "get", "last"), ("request", "tree", request_id)):
         done = commands.jobx(*arguments)
         assert done.exit_code == 0
