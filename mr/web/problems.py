@@ -12,7 +12,7 @@ from mr.trace.why import Why, look_of
 
 MAX_HEADER_CHARS = 1024
 
-_FACTS = (
+FACTS = (
     "parameter",
     "scope",
     "limit",
@@ -122,7 +122,7 @@ def document(slug: str, status: int, detail: str, facts: Mapping[str, Any]) -> d
 
 
 def facts_of(error: JobxError) -> dict[str, Any]:
-    found = {name: getattr(error, name, None) for name in _FACTS}
+    found = {name: getattr(error, name, None) for name in FACTS}
     return {name: fact for name, fact in found.items() if fact is not None}
 
 

@@ -11,6 +11,7 @@ from mr.model.deliveries import MAX_TARGETS
 from mr.model.entities import Failure, Invocation, Request
 from mr.model.progress import Progress, Waiting
 from mr.web.posts import MAX_NAME_CHARS, MAX_RETENTION_S, NEWEST, SAME
+from mr.web.problems import FACTS
 
 Schema = dict[str, Any]
 
@@ -113,22 +114,7 @@ PROBLEM = an_object(
     look={"description": "The command that tells the whole story.", **TEXT},
     unreachable=list_of(TEXT),
     incident={"description": "The log has more under it.", **TEXT},
-    optional=(
-        "parameter",
-        "scope",
-        "limit",
-        "limit_name",
-        "current",
-        "request_id",
-        "invocation_id",
-        "exception_type",
-        "exception_message",
-        "place",
-        "source_line",
-        "look",
-        "unreachable",
-        "incident",
-    ),
+    optional=(*FACTS, "incident"),
 )
 
 _URL: Schema = {"type": "string", "format": "uri"}

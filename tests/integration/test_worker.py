@@ -162,6 +162,19 @@ def test_a_handler_that_raises_fails_its_request_with_file_and_line(platform: Be
     assert error.attempt == 1
 
 
+def test_a_combiner_that_raises_is_named_and_not_its_mapper(platform: Bench) -> None:
+    jobs = "steps: {one: {map: one, combine: sums, reduce: add}}\njobs: {one: {step: one}}\n"
+    sums = "def combiner(results):\n    for key, values in results:\n        yield key, 1 / 0\n"
+    platform.apply({**FILES, "jobs.yaml": jobs, "sums.py": sums})
+    platform.worker()
+    request_id = platform.submit("one", a=1)
+    platform.wait(request_id)
+    invocation = platform.failed(request_id)
+    assert invocation.error is not None
+    assert (invocation.direction, invocation.error.handler_name) == ("map", "sums")
+    assert 'File "sums.py", line 3, in combiner' in invocation.error.traceback
+
+
 def test_attempts_are_made_as_often_as_the_step_says(platform: Bench) -> None:
     marks = platform.directory / "marks"
     broken = TOUCH.replace('yield "ran", 1', "raise OSError('always')")

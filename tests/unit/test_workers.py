@@ -688,7 +688,7 @@ def test_the_list_of_a_workflow_that_is_not_there_is_refused(tmp_path: Path) -> 
 def test_a_request_that_waits_says_so_on_standard_error(tmp_path: Path) -> None:
     commands = Commands(tmp_path)
     commands.create_words()
-    from mr.cli import requests, submitting
+    from mr.cli import submitting
 
     request_id = commands.printed(submitting.create, "words", "wordcount", "-a", "text", "a")["primary_key"]
     for arguments in (("request", "get", "last"), ("request", "tree", request_id)):
