@@ -15,7 +15,7 @@ from mr.errors import InvalidInput, RequestExpired, RequestNotFound
 from mr.kv.base import Store
 from mr.model import catalog, ids, keys
 from mr.model.entities import Request, decode
-from mr.model.records import Keep
+from mr.model.keeping import as_kept
 
 if TYPE_CHECKING:
     from mr.engine.shell import Platform
@@ -91,18 +91,6 @@ def find(opened: Store, workflow: str | None, request_id: str) -> Request:
     raise RequestNotFound(
         "request", request_id, f"That is no ID of a request{f' of {workflow!r}' if workflow else ''}: is it mistyped?"
     )
-
-
-def as_kept(opened: Store, requests: list[Request]) -> list[Request]:
-    """With what was asked of those that run: see :mod:`mr.engine.keep`."""
-    running = [request for request in requests if not request.is_done]
-    entries = opened.get([keys.kept(request.workflow_name, request.request_id) for request in running])
-    wishes = {
-        request.request_id: decode(Keep, entry.key, entry.value)
-        for request, entry in zip(running, entries, strict=True)
-        if entry is not None
-    }
-    return [wishes[one.request_id].of(one) if one.request_id in wishes else one for one in requests]
 
 
 def find_where(opened: Store, where: tuple[str, ...]) -> Request:

@@ -20,6 +20,7 @@ from mr.errors import InvocationNotFound, RequestNotFound
 from mr.kv.base import Store
 from mr.model import ids, keys
 from mr.model.entities import Direction, Invocation, Record, Request, decode
+from mr.model.keeping import as_kept
 from mr.model.records import Seal
 from mr.trace import data as datasets
 from mr.trace.data import PREVIEW, Cut, Preview, ReadDataset, inline
@@ -207,7 +208,7 @@ def load(
     now = time.time()
     if entry is None:
         raise RequestNotFound("request", request_id, f"It is none of the workflow {workflow!r}, or was removed.")
-    request = decode(Request, key, entry.value)
+    [request] = as_kept(store, [decode(Request, key, entry.value)])
     rows = _rows(store, workflow, request_id, below)
     if request.is_done:
         rows = ((as_it_ended(record), seal) for record, seal in rows)

@@ -30,6 +30,7 @@ from mr.errors import (
 from mr.model import catalog, ids, keys, pairs
 from mr.model.deliveries import INLINE, union
 from mr.model.entities import Invocation, Job, Request, Workflow, decode
+from mr.model.keeping import as_kept
 from mr.notify.notifier import check as check_notify
 from mr.results import reading, texts
 from mr.results.writing import check as check_writer
@@ -278,7 +279,8 @@ class Front:
         return None if entry is None else decode(Request, entry.key, entry.value)
 
     def status(self, request: Request) -> Status:
-        return Status(request, self._progress(request), self._why(request), self._waiting_for(request))
+        [shown] = as_kept(self.platform.store, [request])
+        return Status(shown, self._progress(request), self._why(request), self._waiting_for(request))
 
     def _waiting_for(self, request: Request) -> list[waiting.Lack]:
         if request.is_done:

@@ -100,6 +100,7 @@ def test_a_kept_request_is_named_wherever_it_is_shown(words: Commands) -> None:
     assert "holds from its end on" in done.stderr
     assert words.run(requests.classic_list, "words").stdout.endswith("\tsecond\n")
     assert words.printed(requests.classic_get, "words", "last")["data"]["name"] == "second"
+    assert "second" in words.jobx("request", "tree", "last").stdout
     words.printed(requests.classic_cancel, "words", request_id)
     shown = words.printed(keeping.classic_keep, "words", "last", "--name", "third")["data"]
     assert (shown["name"], shown["retention_s"], shown["is_kept"]) == ("third", -1, True)
