@@ -26,6 +26,11 @@ ADD = """def reducer(results):
 JOBS = "steps: {count: {map: split, reduce: add}}\njobs: {wordcount: {step: count}}\n"
 
 
+class _OwnStore(SqliteStore):
+    def __del__(self) -> None:
+        self.close()
+
+
 class Commands:
     """Commands on the store under one data directory."""
 
@@ -53,7 +58,8 @@ class Commands:
         return done.stderr
 
     def store(self) -> SqliteStore:
-        return SqliteStore(self.directory / "data" / "kv.sqlite")
+        """Closed by itself when nobody has it any more."""
+        return _OwnStore(self.directory / "data" / "kv.sqlite")
 
     def words(self, name: str = "words") -> Path:
         """A workflow as a directory."""
