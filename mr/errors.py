@@ -147,7 +147,10 @@ class RequestUndelivered(Conflict):
     slug = "request-undelivered"
 
     def __init__(self, workflow: str, request_id: str, owed: str) -> None:
-        super().__init__(f"The request {request_id} of {workflow!r} has {owed}; what is removed is never delivered.")
+        super().__init__(
+            f"The request {request_id} of {workflow!r} has {owed}. What is removed is never delivered: wait for it, or "
+            "remove it all the same with --undelivered."
+        )
         self.owed = owed
 
 

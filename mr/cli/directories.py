@@ -66,7 +66,7 @@ def lines(workflow: str, differences: list[Difference]) -> list[str]:
 
 def _run(directory: str, as_json: bool, dry: bool) -> None:
     found = read(directory)
-    opened = store()
+    opened = store(creates=True)
     differences = bring_in(opened, found, dry=dry)
     for path in found.skipped:
         say(f"Skipped: {path}")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -145,8 +146,23 @@ def looks_in_files(workflow: str, found: Config) -> None:
     click.get_current_context().meta[_LOOKED_IN] = place
 
 
-def store() -> Store:
-    """The store, closed when the command ends.
+def check_data_dir(found: Config) -> None:
+    """
+    :raises InvalidConfig: the option names a directory in which nothing was ever kept.
+    """
+    given = click.get_current_context().meta.get(_DATA_DIR)
+    if given is not None and found.is_embedded and not found.kv_path.exists():
+        raise InvalidConfig(f"There is nothing of JobX in {given}. Give the --data-dir of `jobx dev`.", "MR_DATA_DIR")
+
+
+def prefix() -> str:
+    """What stands before commands that are to look where this one does."""
+    given = click.get_current_context().meta.get(_DATA_DIR)
+    return "" if given is None else f"MR_DATA_DIR={shlex.quote(given)} "
+
+
+def store(*, creates: bool = False) -> Store:
+    """The store, closed when the command ends. Only one that ``creates`` begins a new one with --data-dir.
 
     :raises InvalidConfig, StoreUnavailable: it cannot be opened.
     """
@@ -154,6 +170,8 @@ def store() -> Store:
 
     found = config()
     looks_in(found)
+    if not creates:
+        check_data_dir(found)
     opened = app.open_store(found)
     click.get_current_context().call_on_close(opened.close)
     return opened
@@ -168,6 +186,7 @@ def platform() -> Platform:
 
     found = config()
     looks_in(found)
+    check_data_dir(found)
     opened = app.open_platform(found)
     click.get_current_context().call_on_close(opened.close)
     return opened

@@ -28,7 +28,7 @@ _BROKEN_OFF_S = 24 * 3600
 """What a command that was killed has left unfinished is removed after so long."""
 
 
-@click.group("fs", cls=Group, example="$ jobx fs put words names.csv\n$ jobx fs ls words")
+@click.group("fs", cls=Group, data_dir=True, example="$ jobx fs put words names.csv\n$ jobx fs ls words")
 def group() -> None:
     """Look at a workflow's files, and bring them in and out.
 

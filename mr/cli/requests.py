@@ -85,11 +85,14 @@ def find(opened: Store, workflow: str | None, request_id: str) -> Request:
         return request
     if any(ids.is_request_id(one, request_id) for one in workflows):
         raise RequestExpired(
-            f"The request {request_id!r} is not there any more: it has ended, and its retention is over. "
-            "`jobx request list` shows those that there are."
+            f"The request {request_id!r} is not there any more: it has ended, and its retention is over, or it was "
+            "removed. `jobx request list` shows those that there are."
         )
     raise RequestNotFound(
-        "request", request_id, f"That is no ID of a request{f' of {workflow!r}' if workflow else ''}: is it mistyped?"
+        "request",
+        request_id,
+        f"That is no ID of a request{f' of {workflow!r}' if workflow else ''}: is it mistyped? Or is it one of another "
+        "data directory (--data-dir, MR_DATA_DIR)?",
     )
 
 

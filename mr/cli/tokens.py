@@ -89,7 +89,7 @@ def create(
 
     DESCRIPTION says who uses it.
     """
-    opened = store()
+    opened = store(creates=True)
     is_first = not tokens.any_stored(opened)
     token, text = tokens.create(opened, description, cast("Sequence[Scope]", scopes), workflows, expires)
     existing = catalog.workflow_names(opened) if workflows else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from mr.cli import output
-from mr.cli.edge import config, is_terminal, say
+from mr.cli.edge import config, is_terminal, prefix, say
 from mr.errors import InvalidInput
 from mr.kv.base import Store
 from mr.model import ids
@@ -72,6 +73,7 @@ def show_why(opened: Store, request: Request, *, as_json: bool = False) -> bool:
     from mr.trace import reasons, why
 
     told = why.explain(opened, request, _reader())
+    told = replace(told, commands=[f"{prefix()}{command}" for command in told.commands])
     if as_json:
         output.document(why.as_json(told))
     elif told.failure is None:

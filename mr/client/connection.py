@@ -163,7 +163,9 @@ class Connection:
 
 
 def _reason(error: Exception) -> object:
-    return error.reason if isinstance(error, MaxRetryError) and error.reason else error
+    reason = error.reason if isinstance(error, MaxRetryError) and error.reason else error
+    is_refused = isinstance(reason.__cause__ or reason.__context__, ConnectionRefusedError)
+    return "nothing takes connections there; is it started?" if is_refused else reason
 
 
 def _problem(answer: Answer) -> dict[str, Any]:

@@ -299,3 +299,21 @@ def test_what_was_made_by_hand_is_brought_in_once_though_it_runs_alike(commands:
     directory = str(commands.words())
     assert "words: update handler add" in commands.jobx("apply", directory).stdout
     assert commands.jobx("apply", directory).stdout == "words: nothing to change\n"
+
+
+def test_a_data_directory_that_is_mistyped_is_told_and_not_made(words: Commands, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong"
+    for command in (("request", "list"), ("request", "cancel", "last"), ("fs", "ls", "words"), ("token", "list")):
+        done = words.jobx(*command, "--data-dir", str(wrong))
+        assert (done.exit_code, done.stdout) == (1, ""), command
+        assert f"nothing of JobX in {wrong}" in done.stderr
+    assert not wrong.exists()
+    assert words.jobx("token", "create", "me", "--scope", "read", "--data-dir", str(wrong)).exit_code == 0
+
+
+def test_what_to_look_at_next_is_looked_for_in_the_same_data_directory(words: Commands) -> None:
+    request_id = create(words)["primary_key"]
+    where = str(words.directory / "data")
+    words.jobx("request", "cancel", request_id)
+    told = words.jobx("request", "why", request_id, "--data-dir", where).stderr
+    assert f"See: MR_DATA_DIR={where} jobx request tree words {request_id}" in told
