@@ -280,20 +280,20 @@ class RunnerBroken(JobxError):
 class DeliveryFailed(JobxError):
     """Something did not reach whom it was for. Final: trying again is no use.
 
-    ``retry_after_s`` is how long the other side asked to be left alone, where it did. ``is_ours``: it failed before
-    the other side was asked, by a setting or a template, and says nothing of it.
+    ``retry_after_s`` is how long the other side asked to be left alone, where it did. ``spares_place``: the
+    other side is up, or was not even asked, so that nothing else for it needs to wait.
     """
 
     slug = "delivery-failed"
     status = 502
 
     def __init__(
-        self, message: str, is_final: bool = False, retry_after_s: float | None = None, *, is_ours: bool = False
+        self, message: str, is_final: bool = False, retry_after_s: float | None = None, *, spares_place: bool = False
     ) -> None:
         super().__init__(message)
         self.is_final = is_final
         self.retry_after_s = retry_after_s
-        self.is_ours = is_ours
+        self.spares_place = spares_place
 
 
 class GraphvizMissing(JobxError):

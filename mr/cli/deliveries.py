@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
 import msgspec
@@ -19,7 +18,7 @@ from mr.findings import Finding
 from mr.kv.base import Store
 from mr.model import catalog, keys, secrets
 from mr.model.catalog import Snapshot
-from mr.model.deliveries import Delivery, parse_target
+from mr.model.deliveries import Delivery, parse_target, shown_target
 from mr.model.entities import decode
 
 _PAGE = 200
@@ -65,14 +64,6 @@ def _find(opened: Store, workflow: str, delivery_id: str) -> _Found:
     raise DeliveryNotFound(
         "delivery", delivery_id, f"It was delivered or dropped, or never was. See: jobx delivery list {workflow}"
     )
-
-
-def shown_target(target: str) -> str:
-    """What leads to a webhook is often all that it takes to call it: of a URL its host is shown."""
-    parts = urlsplit(target)
-    if parts.scheme not in ("http", "https"):
-        return target
-    return f"{parts.scheme}://{parts.netloc}{'/…' if parts.path.strip('/') or parts.query else ''}"
 
 
 # --- deliveries --------------------------------------------------------------------------------------------------

@@ -86,6 +86,9 @@ def _what_is_owed(workflow: str, request_id: str) -> Flow[str]:
     if any(read.record is not None and read.record.kind == "result" for read in dead):
         # Nobody has the result yet: it stays as long as it is listed.
         return "a result that could not be delivered"
+    # One may have been sent again between the two looks.
+    if (yield List(f"{keys.deliveries(workflow)}{request_id}/", None, limit=1)):
+        return "something that is still being delivered"
     return ""
 
 

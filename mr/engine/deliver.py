@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -9,17 +11,21 @@ from typing import Any, NamedTuple
 import msgspec
 
 from mr.engine.ops import Change, Commit, Deliver, Env, Flow, Get, List, Read, Undelivered, Write
+from mr.errors import CorruptRecord
 from mr.kv.base import Compare
 from mr.model import deliveries, keys
 from mr.model.deliveries import Delivery
 
 _LOOK_AT_DEAD_S = 300.0
 
+log = logging.getLogger(__name__)
+
 
 class Known(NamedTuple):
-    """A delivery as it was read: at which revision, when it is due, and for whom."""
+    """A delivery as it was read: at which revision, how often it was tried, when it is due, and for whom."""
 
     modified: int
+    attempts: int
     due: float
     target: str
 
@@ -35,23 +41,30 @@ class Memory:
 def due(env: Env, workflow: str, memory: Memory, takes: Callable[[str, str], bool]) -> Flow[list[Read[Delivery]]]:
     """Those that are to be tried now, of which ``takes`` says by key and target whether there is room for it.
 
-    What waits costs no more than the listing of its key.
+    Those that were tried least come first. What waits costs no more than the listing of its key.
     """
     now, page_size = env.clock(), env.settings.page
-    wanted: list[str] = []
     seen: dict[str, Known] = {}
     after, is_last = "", False
     while not is_last:
         page: list[Read[Delivery]] = yield List(keys.deliveries(workflow), None, after, page_size)
         is_last = len(page) < page_size
         known = {read.key: memory.known[read.key] for read in page if read.key in memory.known}
-        news = [read.key for read in page if read.key not in known or known[read.key].modified != read.modified]
-        for read in (yield from _read(news)):
-            known[read.key] = Known(read.modified, read.record.due_timestamp, read.record.target)
+        news = {
+            read.key: read.modified
+            for read in page
+            if read.key not in known or known[read.key].modified != read.modified
+        }
+        # What nobody can read is not looked at again until it is written again.
+        known |= {key: Known(modified, 0, math.inf, "") for key, modified in news.items()}
+        for read in (yield from _read(list(news))):
+            record = read.record
+            known[read.key] = Known(read.modified, record.attempts, record.due_timestamp, record.target)
         seen.update(known)
-        wanted += [key for key, one in known.items() if one.due <= now and takes(key, one.target)]
         after = page[-1].key if page else ""
     memory.known = seen
+    ripe = sorted((one.attempts, one.due, key) for key, one in seen.items() if one.due <= now)
+    wanted = [key for _, _, key in ripe if takes(key, seen[key].target)]
     return (yield from _read(wanted))
 
 
@@ -59,9 +72,16 @@ def _read(names: list[str]) -> Flow[list[Any]]:
     """Those that are there."""
     found: list[Any] = []
     for start in range(0, len(names), 100):
-        reads = yield Get(tuple((key, Delivery) for key in names[start : start + 100]))
-        found += [read for read in reads if read.record is not None]
-    return found
+        some = names[start : start + 100]
+        try:
+            found += yield Get(tuple((key, Delivery) for key in some))
+        except CorruptRecord as error:
+            if len(some) > 1:
+                for name in some:
+                    found += yield from _read([name])
+            else:
+                log.warning("a delivery is left where it is: %s", error)
+    return [read for read in found if read.record is not None]
 
 
 def deliver(env: Env, owed: Read[Delivery]) -> Flow[Undelivered | None]:

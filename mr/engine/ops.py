@@ -165,12 +165,12 @@ class Deliver(NamedTuple):
 
 class Undelivered(NamedTuple):
     """``is_final``: trying again is of no use. ``retry_after_s``: whoever refused it asks for so long a pause.
-    ``is_ours``: it failed before anybody else was asked."""
+    ``spares_place``: nothing else for the same place needs to wait."""
 
     message: str
     is_final: bool = False
     retry_after_s: float = 0.0
-    is_ours: bool = False
+    spares_place: bool = False
 
 
 class Together(NamedTuple):

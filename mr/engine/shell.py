@@ -114,13 +114,13 @@ class Platform:
         try:
             self.deliver(delivery)
         except DeliveryFailed as error:
-            return ops.Undelivered(str(error), error.is_final, error.retry_after_s or 0.0, error.is_ours)
+            return ops.Undelivered(str(error), error.is_final, error.retry_after_s or 0.0, error.spares_place)
         except StoreUnavailable:
             raise
         except Exception as error:
             # What goes wrong with one is no reason to try it without a pause, or for ever.
             log.exception("the delivery %s went wrong", delivery.delivery_id)
-            return ops.Undelivered(f"{type(error).__name__}: {error}", is_ours=True)
+            return ops.Undelivered(f"{type(error).__name__}: {error}", spares_place=True)
         return None
 
     def _perform_on_files(self, op: ops.Op) -> Any:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from mr.engine.finish import handler_of
 from mr.engine.ops import Change, Commit, Env, Flow, Write
 from mr.engine.transitions import Hold
 from mr.handlers.protocol import Told
 from mr.model import deliveries
+
+MAX_TEXT_BYTES = 20_000
 
 
 def tell(env: Env, hold: Hold, number: int, message: Told) -> Flow[None]:
@@ -14,10 +18,14 @@ def tell(env: Env, hold: Hold, number: int, message: Told) -> Flow[None]:
     request = hold.scene.request
     if not request.notify:
         return
+    text = message.text
+    while len(msgspec.json.encode(text)) > MAX_TEXT_BYTES:
+        # One transaction has it for every target.
+        text = f"{text[: len(text) // 2]}…"
     payload = {
         "channel": message.channel,
         "level": message.level,
-        "text": message.text,
+        "text": text,
         "handler_name": handler_of(hold, message),
         "invocation_id": hold.id,
     }

@@ -34,6 +34,9 @@ from mr.model.names import check_workflow_name
 from mr.model.records import Current, Manifest
 
 _PATIENCE_S = 5.0
+_TOLD = 100
+"""Names of changed handlers that are told, of each kind."""
+
 _ROOM_FOR_FLIP = 4 + deliveries.MAX_TARGETS
 
 
@@ -424,10 +427,12 @@ def news(before: Draft, after: Draft, version: str) -> list[deliveries.Owed]:
     changed = [one for one in compare(before, after) if one.kind == "handler"]
     if not changed:
         return []
-    payload = {
-        past: [one.name for one in changed if one.action == action]
+    names = {
+        past: sorted(one.name for one in changed if one.action == action)
         for action, past in (("create", "new"), ("update", "updated"), ("delete", "deleted"))
     }
+    payload: dict[str, Any] = {past: some[:_TOLD] for past, some in names.items()}
+    payload["counts"] = {past: len(some) for past, some in names.items()}
     return deliveries.of_handlers(after.workflow_name, after.policies.notify, version, payload, time.time())
 
 

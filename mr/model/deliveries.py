@@ -77,6 +77,23 @@ def parse_target(text: str) -> Target:
     return Target(first, rest) if colon and first in EVENTS else Target("", text)
 
 
+def shown_target(text: str) -> str:
+    """A target or a writer as others may see it: what leads to a webhook is often all that it takes to call it, so of
+    a URL its host is shown."""
+    event, url = parse_target(text)
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https"):
+        return text
+    rest = "/…" if parts.path.strip("/") or parts.query else ""
+    return f"{event}{':' if event else ''}{parts.scheme}://{parts.netloc}{rest}"
+
+
+def as_shown(request: Request) -> Request:
+    """A request as those see it who may read it, and not what it may call."""
+    writer, notify = shown_target(request.writer), [shown_target(text) for text in request.notify]
+    return msgspec.structs.replace(request, writer=writer, notify=notify)
+
+
 def check_targets(value: object, parameter: str = "notify") -> list[str]:
     """A list of targets, each once, from one text or a list of them; None has none.
 

@@ -121,7 +121,7 @@ def of_handlers(delivery: Delivery) -> dict[str, Any]:
     return {
         "workflow_name": delivery.workflow_name,
         "timestamp": moment(delivery.created_timestamp),
-        "counts": {kind: len(of_kind) for kind, of_kind in names.items()},
+        "counts": payload.get("counts") or {kind: len(of_kind) for kind, of_kind in names.items()},
         **{kind: [plain_line(name, 200) for name in sorted(of_kind)[:MAX_NAMES]] for kind, of_kind in names.items()},
         "commands": [f"mr_kv_handler_list {delivery.workflow_name}"],
     }

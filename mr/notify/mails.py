@@ -61,7 +61,7 @@ class Templates:
             # A template is others' code, in which anything may go wrong.
             problem = f"{type(error).__name__}: {error}"
             what = f"The mail's template {_place_of(name, error)} cannot be used: {problem}"
-            raise DeliveryFailed(what, is_ours=True) from error
+            raise DeliveryFailed(what, spares_place=True) from error
 
 
 def examine(directory: str) -> list[Finding]:

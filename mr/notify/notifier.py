@@ -51,7 +51,7 @@ class Notifier:
             raise DeliveryFailed(str(error), is_final=True) from error
         except InvalidInput as error:
             # A setting, or what is stored of the workflow, can be corrected in time.
-            raise DeliveryFailed(str(error), is_ours=True) from error
+            raise DeliveryFailed(str(error), spares_place=True) from error
 
     def _post(self, delivery: Delivery) -> None:
         told, _ = self._facts(delivery)

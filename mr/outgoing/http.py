@@ -24,6 +24,8 @@ from mr.outgoing.guard import Destination, Guard
 MAX_ANSWER_BYTES = 64 * 1024
 MAX_RETRY_AFTER_S = 86400.0
 
+_BUSY = (408, 425, 429)
+
 _CHUNK_BYTES = 64 * 1024
 
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -150,12 +152,15 @@ def _refused(destination: Destination, answer: Answer, phrase: str) -> DeliveryF
     if 300 <= answer.status < 400:
         location = _one_line(answer.headers.get("location", ""))
         where = f" to {location}" if location else ""
-        return DeliveryFailed(f"{said}: a redirect{where}, which is not followed. Give the URL that it leads to.")
+        what = f"{said}: a redirect{where}, which is not followed. Give the URL that it leads to."
+        return DeliveryFailed(what, spares_place=True)
     text = _one_line(answer.body[:1000].decode("utf-8", "replace"))
     return DeliveryFailed(
         f"{said}: {text}" if text else f"{said}.",
         is_final=answer.status == 410,
         retry_after_s=_retry_after_s(answer.headers.get("retry-after", "")),
+        # It does not want this one; of others that says nothing.
+        spares_place=400 <= answer.status < 500 and answer.status not in _BUSY,
     )
 
 

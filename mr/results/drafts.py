@@ -71,7 +71,8 @@ def _child(parent: int, name: str, path: str) -> int:
         child = os.open(name, _DIRECTORY, dir_fd=parent)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
-            raise DeliveryFailed(f"{path} is a link or a file: results are written into directories only.") from error
+            what = f"{path} is a link or a file: results are written into directories only."
+            raise DeliveryFailed(what, spares_place=True) from error
         raise
     if made_by(child, ".") is not None:
         os.close(child)

@@ -43,7 +43,7 @@ class ResultWriters:
             raise DeliveryFailed(str(error), is_final=True) from error
         except (InvalidInput, FilesUnavailable, CorruptRecord) as error:
             # A setting can be corrected in time, and a filesystem mounted.
-            raise DeliveryFailed(str(error), is_ours=True) from error
+            raise DeliveryFailed(str(error), spares_place=True) from error
 
     def _result(self, delivery: Delivery) -> Result:
         key = keys.request(delivery.workflow_name, delivery.request_id or "")

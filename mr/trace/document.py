@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from mr.model.deliveries import as_shown
 from mr.trace.tree import Group, Node, Tree
 
 
@@ -20,7 +21,7 @@ def as_json(tree: Tree) -> dict[str, Any]:
     """
     root = None if tree.root is None else _node_as_json(tree.root)
     states = dict(sorted(tree.states.items()))
-    return {"request": msgspec.to_builtins(tree.request), "total": tree.total, "states": states, "root": root}
+    return {"request": msgspec.to_builtins(as_shown(tree.request)), "total": tree.total, "states": states, "root": root}
 
 
 def _node_as_json(node: Node) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from mr.model.progress import Cause, Counts, Progress, StepCounts, Waiting
 from mr.model.records import Manifest, Seal
 from mr.trace import why
 from mr.web import waiting
+from mr.web.problems import sanitised
 
 FAN_OUTS = 256
 
@@ -225,7 +226,7 @@ class Looker:
             return None
         return Cause(
             exception_type=found.failure.exception_type,
-            exception_message=shortened(found.failure.exception_message, MESSAGE_CHARACTERS),
+            exception_message=shortened(sanitised(found.failure.exception_message), MESSAGE_CHARACTERS),
             place=None if found.place is None else str(found.place),
             invocation_id=found.invocation_id or "",
             handler_name=found.handler_name,

@@ -13,6 +13,7 @@ from gunicorn.http.errors import ParseException
 from mr import __version__
 from mr.errors import InvalidInput, TooLarge
 from mr.model import ids
+from mr.model.deliveries import as_shown
 from mr.model.entities import Request
 from mr.results import texts
 from mr.trace import drawing, graphviz
@@ -25,7 +26,7 @@ from mr.web import events, openapi, pages, posts, waiting
 from mr.web.access import TOKEN_ID, Caller, Need
 from mr.web.aside import aside
 from mr.web.front import Front, Status
-from mr.web.problems import UNKNOWN, WaitedTooLong
+from mr.web.problems import UNKNOWN, WaitedTooLong, sanitised
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
@@ -250,11 +251,14 @@ def status_document(status: Status) -> dict[str, Any]:
     """The request as it is stored, with how far it is, what it waits for that nobody can do, why it failed, and where
     to go from here."""
     found = status.request
-    document: dict[str, Any] = msgspec.to_builtins(found)
+    document: dict[str, Any] = msgspec.to_builtins(as_shown(found))
     document["progress"] = None if status.progress is None else status.progress._asdict()
     document["waiting_for"] = [lack._asdict() for lack in status.waiting_for]
     document["detail"] = waiting.sentence(found.workflow_name, status.waiting_for) or None
-    document["error"] = None if status.why is None else msgspec.to_builtins(status.why.told or UNKNOWN)
+    document["error"] = None
+    if status.why is not None:
+        document["error"] = error = msgspec.to_builtins(status.why.told or UNKNOWN)
+        error["exception_message"] = sanitised(error["exception_message"])
     document["why"] = None if status.why is None else why_document(status.why)
     url = url_of(found.workflow_name, found.request_id)
     document["url"] = url

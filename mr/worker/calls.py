@@ -3,11 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import suppress
+from typing import TypeVar, cast
 
 T = TypeVar("T")
+
+
+async def aside(function: Callable[..., T], *arguments: object) -> T:
+    """What ``function`` answers, or raises, from a thread of its own that keeps no process from ending."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if answer.done():
+            return
+        if error is not None:
+            answer.set_exception(error)
+        else:
+            answer.set_result(cast(T, result))
+
+    def run() -> None:
+        result, problem = None, None
+        try:
+            result = function(*arguments)
+        except BaseException as error:
+            problem = error
+        # Nobody may wait any more, and the loop be gone.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(settle, result, problem)
+
+    threading.Thread(target=run, name="aside", daemon=True).start()
+    return await answer
 
 
 class Calls:

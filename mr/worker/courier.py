@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,6 +21,9 @@ _ROUND_S = 1.0
 AT_ONCE = 16
 """How many deliveries are under way at a time, each in a thread of its own."""
 
+PER_WORKFLOW = 12
+"""How many of them may be of one workflow, where the worker delivers for several."""
+
 PER_PLACE = 4
 """How many of them may be for one place: one that is slow keeps none of the others waiting."""
 
@@ -27,6 +31,7 @@ _FIRST_REST_S = 1.0
 _LAST_REST_S = 30.0
 _MOST_RESTS = 1000
 _LAST_WAIT_S = 3.0
+_IDLE_SHARE = 4
 
 log = logging.getLogger(__name__)
 
@@ -85,9 +90,12 @@ class Courier:
     def __init__(self, worker: Surroundings, env: Env, held: Callable[[], Iterable[str]], result_url: str = "") -> None:
         self._worker, self._env, self._held, self._result_url = worker, env, held, result_url
         self._memories: dict[str, deliver.Memory] = {}
-        self._places = Places(asyncio.get_running_loop().time)
+        self._clock = asyncio.get_running_loop().time
+        self._places = Places(self._clock)
         self._under_way: dict[str, asyncio.Task[None]] = {}
         self._reserved: list[str] = []
+        self._mine: Counter[str] = Counter()
+        self._rounds = 0
         self._news = asyncio.Event()
 
     def owes(self) -> None:
@@ -99,10 +107,15 @@ class Courier:
             with suppress(TimeoutError, asyncio.TimeoutError):
                 await asyncio.wait_for(self._news.wait(), _ROUND_S)
             self._news.clear()
+            began = self._clock()
             held = list(self._held())
             self._memories = {name: self._memories.get(name, deliver.Memory()) for name in held}
-            for workflow in held:
+            first = self._rounds % len(held) if held else 0
+            self._rounds += 1
+            for workflow in held[first:] + held[:first]:
                 await self._look(workflow)
+            # Where much is outstanding, a look takes its time, which the worker has other uses for.
+            await asyncio.sleep(_IDLE_SHARE * (self._clock() - began))
 
     async def finish(self) -> None:
         """Lets what is under way come to its end, for a moment; the rest is delivered again by others."""
@@ -115,7 +128,8 @@ class Courier:
         memory = self._memories[workflow]
         try:
             await self._run(workflow, deliver.forget_dead(self._env, workflow, memory))
-            for owed in await self._run(workflow, deliver.due(self._env, workflow, memory, self._takes)):
+            takes = partial(self._takes, workflow)
+            for owed in await self._run(workflow, deliver.due(self._env, workflow, memory, takes)):
                 self._begin(workflow, owed)
         except HandBack:
             return
@@ -126,14 +140,17 @@ class Courier:
         finally:
             for place in self._reserved:
                 self._places.leave(place)
+                self._mine[workflow] -= 1
             self._reserved.clear()
 
-    def _takes(self, key: str, target: str) -> bool:
+    def _takes(self, workflow: str, key: str, target: str) -> bool:
         """Reserves a place for it, if there is one."""
         place = self._place(target)
-        if key in self._under_way or not self._places.has_room(place):
+        has_enough = len(self._memories) > 1 and self._mine[workflow] >= PER_WORKFLOW
+        if has_enough or key in self._under_way or not self._places.has_room(place):
             return False
         self._places.enter(place)
+        self._mine[workflow] += 1
         self._reserved.append(place)
         return True
 
@@ -155,7 +172,7 @@ class Courier:
         try:
             failure = await self._run(workflow, deliver.deliver(self._env, owed))
             # A place that refuses for good is up.
-            if failure is None or not failure.is_ours:
+            if failure is None or not failure.spares_place:
                 has_worked = failure is None or failure.is_final
             if failure is not None:
                 fields = {"workflow": workflow, "request": record.request_id or ""}
@@ -168,6 +185,7 @@ class Courier:
             log.exception("the delivery %s went wrong, trying again", record.delivery_id)
         finally:
             self._places.leave(self._place(record.target), has_worked)
+            self._mine[workflow] -= 1
 
     def _place(self, target: str) -> str:
         return place_of(target, self._result_url)

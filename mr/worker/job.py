@@ -17,7 +17,7 @@ from mr.handlers.protocol import Event, Failed, Finished
 from mr.model import keys
 from mr.model.entities import Handler
 from mr.queue.base import Delivery
-from mr.worker.calls import Calls
+from mr.worker.calls import Calls, aside
 from mr.worker.group import GroupCommit, GroupRead, Outbox
 from mr.worker.pace import WAIT_FOR_RUNNER_S
 
@@ -39,8 +39,6 @@ class Surroundings(Protocol):
     reads: GroupRead
     calls: Calls
     """For whatever else the store is asked."""
-    delivering: Calls
-    """For what others than the platform are told."""
     wakes: Outbox[ops.Wake]
     is_stopping: bool
 
@@ -166,7 +164,8 @@ class Job:
     async def _try(self, op: ops.Op) -> Any:
         platform = self._worker.platform
         if isinstance(op, ops.Deliver):
-            return await self._worker.delivering.make(platform.perform, op)
+            # It may take minutes, which the end of a worker does not wait for.
+            return await aside(platform.perform, op)
         if isinstance(op, (ops.Settle, ops.ReadDataset, ops.RemoveFiles)):
             # These wait for a disk.
             return await self._loop.run_in_executor(None, platform.perform, op)

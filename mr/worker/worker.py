@@ -27,7 +27,7 @@ from mr.kv.base import Watch
 from mr.model import catalog, keys
 from mr.queue.base import Delivery, Queue
 from mr.worker.calls import Calls
-from mr.worker.courier import AT_ONCE, Courier
+from mr.worker.courier import Courier
 from mr.worker.durations import Durations
 from mr.worker.group import GroupCommit, GroupRead, Outbox
 from mr.worker.intake import LOOK_FAR_AFTER_S, Intake, Owner, Wanted
@@ -117,7 +117,6 @@ class Worker:
         self.reads = GroupRead(store, loop)
         self.calls = Calls(store.local, _THREADS, "store")
         self._publishing = Calls(queue.local, 1, "publish")
-        self.delivering = Calls(False, AT_ONCE, "deliver")
         self.wakes: Outbox[Wake] = Outbox(loop, self._publish)
         self._finished: Outbox[Delivery] = Outbox(loop, self._finish, _FINISH_AFTER_S)
         most = self._runners * MOST_PER_RUNNER
@@ -424,7 +423,7 @@ class Worker:
             self._loop.remove_reader(self._watch.fileno())
             self._watch.close()
         self._consumer.close()
-        for one in (self.commits, self.reads, self.calls, self._publishing, self.delivering):
+        for one in (self.commits, self.reads, self.calls, self._publishing):
             one.close()
         log.info("worker %s has stopped", self.name)
 

@@ -151,7 +151,7 @@ def test_a_writer_that_is_down_gets_it_when_it_is_up(delivering: Delivering) -> 
     delivering.hooks.received.clear()
     delivering.hooks.stop()
     request_id = delivering.delivered_by("count", delivering.hooks.url)
-    until(lambda: any(one["attempts"] for one in delivering.owes()), 30, delivering.platform.log)
+    until(lambda: any(one.get("attempts") for one in delivering.owes()), 30, delivering.platform.log)
     assert delivering.platform.get(f"/request/w/{request_id}/result").pairs == PAIRS
     delivering.hooks.start()
     [hook] = delivering.hooks.wait_for(1)

@@ -7,9 +7,14 @@ from typing import Any
 
 import msgspec
 import pytest
+from test_window import scene
 
-from mr.engine import deliver, ops
+from mr.engine import deliver, ops, tell
+from mr.engine.transitions import Hold, blank
+from mr.errors import CorruptRecord
+from mr.handlers.protocol import Told
 from mr.model.deliveries import Delivery
+from mr.model.entities import encode
 from mr.worker.courier import AT_ONCE, PER_PLACE, Places, place_of
 
 OWED = Delivery(
@@ -140,15 +145,17 @@ def test_what_is_refused_for_good_or_took_a_day_is_listed_as_dead_and_can_be_sen
 
 
 def listed(
-    memory: deliver.Memory, entries: dict[str, tuple[int, Delivery]], takes: Any, page: int
+    memory: deliver.Memory, entries: dict[str, tuple[int, Delivery | None]], takes: Any, page: int
 ) -> tuple[list[str], int]:
     """Which keys are to be tried, and how many records were read to find out."""
     flow = deliver.due(env(1000.0, page=page), "w", memory, takes)
     answer: Any = None
+    problem: Exception | None = None
     reads = 0
     while True:
         try:
-            op = flow.send(answer)
+            op = flow.send(answer) if problem is None else flow.throw(problem)
+            problem = None
         except StopIteration as stop:
             return [read.key for read in stop.value], reads
         if isinstance(op, ops.List):
@@ -158,13 +165,17 @@ def listed(
         else:
             assert isinstance(op, ops.Get)
             reads += len(op.wants)
+            if any(entries[key][1] is None for key, _ in op.wants):
+                problem = CorruptRecord("delivery/w", "it is of another version")
             answer = [ops.Read(key, entries[key][1], 1, entries[key][0], 1) for key, _ in op.wants]
 
 
 @pytest.mark.parametrize("page", [2, 100])
 def test_what_waits_is_read_once_and_what_is_due_when_there_is_room(page: int) -> None:
     later = msgspec.structs.replace(OWED, due_timestamp=1001.0)
-    entries = {f"delivery/w/{number}/0.0": (number, OWED if number % 2 else later) for number in range(1, 8)}
+    entries: dict[str, tuple[int, Delivery | None]] = {
+        f"delivery/w/{number}/0.0": (number, OWED if number % 2 else later) for number in range(1, 8)
+    }
     memory = deliver.Memory()
     odd = [f"delivery/w/{number}/0.0" for number in (1, 3, 5, 7)]
     assert listed(memory, entries, lambda key, target: False, page) == ([], 7)
@@ -174,3 +185,36 @@ def test_what_waits_is_read_once_and_what_is_due_when_there_is_room(page: int) -
     del entries[odd[1]]
     assert listed(memory, entries, lambda key, target: True, page) == (odd[2:], 3)
     assert set(memory.known) == set(entries)
+
+
+def test_what_was_tried_least_comes_first() -> None:
+    tries = {"a": 3, "b": 0, "c": 1}
+    entries: dict[str, tuple[int, Delivery | None]] = {
+        f"delivery/w/{name}/0.0": (1, msgspec.structs.replace(OWED, attempts=attempts))
+        for name, attempts in tries.items()
+    }
+    asked: list[str] = []
+    listed(deliver.Memory(), entries, lambda key, target: asked.append(key.split("/")[2]), 100)
+    assert asked == ["b", "c", "a"]
+
+
+def test_one_that_nobody_can_read_keeps_no_other_from_being_delivered(caplog: pytest.LogCaptureFixture) -> None:
+    entries: dict[str, tuple[int, Delivery | None]] = {"delivery/w/a/0": (1, None), "delivery/w/b/0.0": (2, OWED)}
+    memory = deliver.Memory()
+    for _ in range(3):
+        found, _ = listed(memory, entries, lambda key, target: True, 100)
+        assert found == ["delivery/w/b/0.0"]
+    assert caplog.text.count("left where it is") == 1
+
+
+@pytest.mark.parametrize("text", ["short", "x" * 16_384, "\U0001f600" * 16_384, "\x01" * 16_384])
+def test_a_message_is_cut_to_what_a_transaction_takes_for_every_target(text: str) -> None:
+    found = scene()
+    targets = [f"https://example.com/{number}" for number in range(24)]
+    found = replace(found, request=msgspec.structs.replace(found.request, notify=targets))
+    record = blank(found, "r.0", "s", 0.0)
+    hold = Hold(found, record, 1, "n", ops.Read("", record), None)
+    flow = tell.tell(env(1000.0), hold, 0, Told(channel="NOTIFY", level="INFO", text=text))
+    op = next(flow)
+    assert isinstance(op, ops.Commit) and len(op.change.writes) == 24
+    assert sum(len(encode(write.record)) for write in op.change.writes) < 600_000

@@ -258,7 +258,7 @@ def test_whatever_goes_wrong_is_a_try_that_failed_but_a_store_that_is_away(story
 
     platform = Platform(story.store, MemoryQueue(), LocalFiles(Path("/nowhere")), fails)
     wanted = ops.Deliver(owed(story, "https://example.com/"))
-    assert platform.perform(wanted) == ops.Undelivered("ZeroDivisionError: a mistake of ours", is_ours=True)
+    assert platform.perform(wanted) == ops.Undelivered("ZeroDivisionError: a mistake of ours", spares_place=True)
     with pytest.raises(StoreUnavailable):
         platform.perform(wanted)
 

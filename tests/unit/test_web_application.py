@@ -629,6 +629,20 @@ def test_an_expired_request_is_410_and_one_that_never_was_is_404(stack: Stack) -
 # --- how a request stands -------------------------------------------------------------------------------------------
 
 
+def test_who_may_read_a_request_is_not_told_what_it_takes_to_call_its_targets(stack: Stack) -> None:
+    request_id = stack.submit()
+    key = keys.request("words", request_id)
+    [entry] = stack.store.get([key])
+    assert entry is not None
+    targets = ["failed:https://hooks.example.com/services/SECRET", "mailto:a@example.com", "https://example.com"]
+    writer = "https://results.example.com/in?key=SECRET"
+    stack.put((key, msgspec.structs.replace(decode(Request, key, entry.value), notify=targets, writer=writer)))
+    shown = stack.client.get(f"/request/words/{request_id}").get_json()
+    assert shown["notify"] == ["failed:https://hooks.example.com/…", "mailto:a@example.com", "https://example.com"]
+    assert shown["writer"] == "https://results.example.com/…"
+    assert "SECRET" not in stack.client.get(f"/request/words/{request_id}/tree").text
+
+
 def test_the_status_is_the_request_with_its_progress_and_links(stack: Stack) -> None:
     request_id = stack.submit()
     stack.submit()
