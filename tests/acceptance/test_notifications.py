@@ -186,7 +186,7 @@ def test_a_listener_that_is_down_for_a_while_gets_it_after(told: Told) -> None:
         late.stop()
         began = time.monotonic()
         request_id = told.post("fan", late.url, numbers=[1])
-        until(lambda: any(one["attempts"] for one in told.owes()), 30, told.platform.log)
+        until(lambda: any(one.get("attempts") for one in told.owes()), 30, told.platform.log)
         until(lambda: time.monotonic() >= began + DOWN_S, DOWN_S + 1)
         [owed] = told.owes()
         assert late.address in owed["last_error"]
